@@ -1,0 +1,53 @@
+"""Index expressions as constant + sum of coefficient * index, where they are that."""
+
+from __future__ import annotations
+
+from diptych.kernel.expr import Expr
+
+Affine = dict[str, int]  # index name -> coefficient; "" -> constant
+
+
+def affine(e: Expr, memo: dict[int, Affine | None]) -> Affine | None:
+    """The affine form of an i64 expression, or None."""
+    if id(e) in memo:
+        return memo[id(e)]
+    result: Affine | None = None
+    if e.op == "const":
+        result = {"": int(e.attr)}
+    elif e.op == "index":
+        result = {e.attr: 1}
+    elif e.op in ("add", "sub", "mul"):
+        a, b = (affine(x, memo) for x in e.args)
+        if a is not None and b is not None:
+            if e.op == "mul":
+                constant = a if set(a) <= {""} else b if set(b) <= {""} else None
+                if constant is not None:
+                    other = b if constant is a else a
+                    result = scaled(other, constant.get("", 0))
+            else:
+                result = added(a, scaled(b, 1 if e.op == "add" else -1))
+    memo[id(e)] = result
+    return result
+
+
+def scaled(a: Affine, factor: int) -> Affine:
+    return {n: c * factor for n, c in a.items()} if factor else {}
+
+
+def added(a: Affine, b: Affine) -> Affine:
+    total = dict(a)
+    for n, c in b.items():
+        total[n] = total.get(n, 0) + c
+    return {n: c for n, c in total.items() if c}
+
+
+def offset(indices: tuple[Expr, ...], strides: tuple[int, ...],
+           memo: dict[int, Affine | None]) -> Affine | None:
+    """The affine element offset of a load, or None where an index is not affine."""
+    total: Affine = {}
+    for e, stride in zip(indices, strides, strict=True):
+        part = affine(e, memo)
+        if part is None:
+            return None
+        total = added(total, scaled(part, stride))
+    return total

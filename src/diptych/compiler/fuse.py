@@ -1,0 +1,340 @@
+"""From a graph of primitives to kernels: which values get memory, and what is computed inside
+the loops of their users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diptych.compiler.kernels import Buffer, Kernel, row_major
+from diptych.compiler.simplify import is_scalar_constant
+from diptych.dtypes import TensorType, i64
+from diptych.graph.node import Constant, Graph, Input, Node, Source
+from diptych.kernel import expr as k
+from diptych.kernel.expr import Expr
+from diptych.ops.contract import Contract
+from diptych.ops.elementwise import Divide, Elementwise, Function, Pow
+from diptych.ops.indexing import Gather, ScatterAdd
+from diptych.ops.reduce import Reduction
+from diptych.ops.shape import Broadcast, Reshape, Transpose
+
+DEPTH = 40  # longest chain of operators in one expression
+
+
+def is_fold(node: Node) -> bool:
+    return isinstance(node.op, Contract | Reduction | ScatterAdd)
+
+
+def is_heavy(node: Node) -> bool:
+    """Worth computing only once."""
+    return (
+        is_fold(node)
+        or isinstance(node.op, Function | Pow | Divide)
+        or node.op.name in ("random_bits", "uniform", "normal")
+    )
+
+
+def only_ones_move(node: Node) -> bool:
+    """A reshape that adds or drops axes of size 1."""
+    have = [d for d in node.inputs[0].type.shape if d != 1]
+    return have == [d for d in node.type.shape if d != 1]
+
+
+def is_view(node: Node) -> bool:
+    return isinstance(node.op, Transpose | Broadcast) or (
+        isinstance(node.op, Reshape) and only_ones_move(node)
+    )
+
+
+class Materialise:
+    """Which nodes get memory of their own."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes = graph.nodes
+        self.users: dict[int, list[Node]] = {id(n): [] for n in self.nodes}
+        for node in self.nodes:
+            for given in node.inputs:
+                self.users[id(given)].append(node)
+        self.chosen = {id(o) for o in graph.outputs}
+        self.repeated: set[int] = set()  # inlined where one element is computed many times
+        self.feeds_fold: set[int] = set()
+        for node in reversed(self.nodes):
+            self._decide(node)
+        self._limit_depth()
+
+    def _decide(self, node: Node) -> None:
+        if isinstance(node.op, Input | Constant):
+            return
+        users = self.users[id(node)]
+        repeated = feeds = False
+        for user in users:
+            inlined = id(user) not in self.chosen
+            spreads = isinstance(user.op, Contract | ScatterAdd | Gather) or (
+                user.type.size != node.type.size and not isinstance(user.op, Reduction)
+            )
+            repeated |= spreads or (inlined and id(user) in self.repeated)
+            feeds |= is_fold(user) or (inlined and id(user) in self.feeds_fold)
+        if (
+            (is_heavy(node) and (len(users) > 1 or repeated))
+            or (is_fold(node) and (feeds or not all(self._same_shape(u, node) for u in users)))
+            or any(self._needs_memory(user, node) for user in users)
+            or (len(users) > 1 and self._weight(node) > 6)
+        ):
+            self.chosen.add(id(node))
+            return
+        if repeated:
+            self.repeated.add(id(node))
+        if feeds:
+            self.feeds_fold.add(id(node))
+
+    def _same_shape(self, user: Node, node: Node) -> bool:
+        if isinstance(user.op, Reshape):
+            return only_ones_move(user) and id(user) not in self.repeated
+        return isinstance(user.op, Elementwise) and user.type.shape == node.type.shape
+
+    def _needs_memory(self, user: Node, node: Node) -> bool:
+        if isinstance(user.op, Reshape) and not only_ones_move(user):
+            return True
+        if isinstance(user.op, Contract):
+            return not is_view(node)
+        return isinstance(user.op, Gather) and user.inputs[0] is node
+
+    def _weight(self, node: Node) -> int:
+        """Operators that would be computed again with this one."""
+        count, stack = 0, [node]
+        while stack and count <= 8:
+            n = stack.pop()
+            if not isinstance(n.op, Input | Constant) and id(n) not in self.chosen:
+                count += 1
+                stack.extend(n.inputs)
+        return count
+
+    def _limit_depth(self) -> None:
+        depth: dict[int, int] = {}
+        for node in self.nodes:
+            own = 1 + max((depth[id(i)] for i in node.inputs), default=0)
+            if own > DEPTH and not isinstance(node.op, Input | Constant):
+                self.chosen.add(id(node))
+            leaf = isinstance(node.op, Input | Constant) or id(node) in self.chosen
+            depth[id(node)] = 0 if leaf else own
+
+
+class Fusion:
+    """Kernels and buffers of a graph; `strides` gives the memory order of inputs."""
+
+    def __init__(
+        self, graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]
+    ) -> None:
+        self.graph, self.donated = graph, donated
+        self.kernels: list[Kernel] = []
+        self.buffers: dict[int, Buffer] = {}
+        self.constants: list[Node] = []
+        self.checks: list[tuple[Node, int]] = []
+        self.plan = Materialise(graph)
+        self.packed: dict[tuple[int, int], Buffer] = {}
+        for slot, node in enumerate(graph.inputs):
+            order = strides.get(slot, row_major(self._shape(node.type)))
+            self.buffers[id(node)] = Buffer(node.type, order, "input", slot)
+        self._outputs()
+        for node in self.plan.nodes:
+            self._visit(node)
+
+    @staticmethod
+    def _shape(t: TensorType) -> tuple[int, ...]:
+        return tuple(int(d) for d in t.shape)  # type: ignore[arg-type]
+
+    def _outputs(self) -> None:
+        """Outputs computed here are written where they go; others are copied at the end."""
+        self.output_buffers: list[Buffer] = []
+        self.copies: list[tuple[Node, Buffer]] = []
+        for n, node in enumerate(self.graph.outputs):
+            slot = len(self.graph.inputs) + n
+            order = row_major(self._shape(node.type))
+            if n in self.donated:
+                order = self.buffers[id(self.graph.inputs[self.donated[n]])].strides
+            buffer = Buffer(node.type, order, "output", slot)
+            self.output_buffers.append(buffer)
+            leaf = isinstance(node.op, Input | Constant)
+            alias = isinstance(node.op, Reshape) and not only_ones_move(node)
+            if leaf or alias or id(node) in self.buffers:
+                self.copies.append((node, buffer))
+            else:
+                self.buffers[id(node)] = buffer
+
+    def _visit(self, node: Node) -> None:
+        if isinstance(node.op, Input):
+            return
+        if isinstance(node.op, Constant):
+            if not is_scalar_constant(node):
+                self.constants.append(node)
+                shape = self._shape(node.type)
+                self.buffers[id(node)] = Buffer(
+                    node.type, row_major(shape), "constant", len(self.constants) - 1
+                )
+            return
+        if hasattr(node.op, "checked"):
+            self._check_kernel(node)
+        if isinstance(node.op, Reshape) and not only_ones_move(node):
+            self._alias(node)
+        elif isinstance(node.op, Contract):
+            self._pack(node)
+        if id(node) in self.plan.chosen and not (
+            isinstance(node.op, Reshape) and not only_ones_move(node)
+        ):
+            self._kernel(node)
+
+    def finish(self) -> None:
+        """Copies of outputs that are inputs, views, or the same value twice."""
+        for node, buffer in self.copies:
+            shape = self._shape(node.type)
+            names, indices = self._indices(len(shape))
+            value = self._source(node, {}).at(*indices)
+            self._add(Kernel(buffer, names, value, node, shape))
+
+    def _alias(self, node: Node) -> None:
+        """A reshape of a row-major buffer is the same memory."""
+        source = node.inputs[0]
+        base = self.buffers.get(id(source))
+        if base is None:
+            raise AssertionError(f"{source!r} has no memory")
+        shape = self._shape(node.type)
+        if base.strides != row_major(self._shape(source.type)):
+            base = self._copy(source)
+        self.buffers[id(node)] = Buffer(node.type, row_major(shape), base.kind, base=base)
+
+    def _copy(self, node: Node, innermost: int | None = None) -> Buffer:
+        """A temporary copy of a value, with one axis innermost in memory."""
+        shape = self._shape(node.type)
+        axes = list(range(len(shape)))
+        if innermost is not None:
+            axes.remove(innermost)
+            axes.append(innermost)
+        steps = dict(zip(axes, row_major(tuple(shape[a] for a in axes)), strict=True))
+        strides = tuple(steps[a] for a in range(len(shape)))
+        buffer = Buffer(node.type, strides, "temporary")
+        names, indices = self._indices(len(shape))
+        self._add(Kernel(buffer, names, self._source(node, {}).at(*indices), node, shape))
+        return buffer
+
+    def _pack(self, node: Node) -> None:
+        """Where no side of a contraction moves by 1 along an output axis, copy one that then
+        does."""
+        op = node.op
+        assert isinstance(op, Contract)
+        own = (op.left, op.right)
+        candidates = []
+        for side in (1, 0):
+            other = own[1 - side]
+            for axis, letter in enumerate(own[side]):
+                if letter in op.out and letter not in other:
+                    extent = int(node.inputs[side].type.shape[axis])  # type: ignore[arg-type]
+                    step = self._step(node.inputs[side], axis)
+                    if step == 1 and extent >= 4:
+                        return
+                    candidates.append((extent, side, axis))
+        if candidates:
+            extent, side, axis = max(candidates, key=lambda c: (min(c[0], 16), c[1]))
+            if extent > 1:
+                self.packed[id(node), side] = self._copy(node.inputs[side], axis)
+
+    def _step(self, node: Node, axis: int) -> int | None:
+        """How far memory moves along an axis of a value, seen through views."""
+        while id(node) not in self.buffers:
+            if isinstance(node.op, Transpose):
+                axis = node.op.order[axis]
+            elif isinstance(node.op, Reshape):
+                before = [n for n, d in enumerate(node.type.shape) if d != 1]
+                after = [n for n, d in enumerate(node.inputs[0].type.shape) if d != 1]
+                if axis not in before:
+                    return 0
+                axis = after[before.index(axis)]
+            else:
+                return None
+            node = node.inputs[0]
+        return self.buffers[id(node)].strides[axis]
+
+    def _indices(self, rank: int) -> tuple[tuple[str, ...], list[Expr]]:
+        names = tuple(f"i{n}" for n in range(rank))
+        return names, [k.index(n) for n in names]
+
+    def _kernel(self, node: Node) -> None:
+        shape = self._shape(node.type)
+        buffer = self.buffers.get(id(node))
+        if buffer is None:
+            buffer = Buffer(node.type, row_major(shape), "temporary")
+        names, indices = self._indices(len(shape))
+        value = self._lowered(node, {}, indices)
+        self.buffers[id(node)] = buffer
+        self._add(Kernel(buffer, names, value, node, shape))
+
+    def _check_kernel(self, node: Node) -> None:
+        which, of, axis = node.op.checked()  # type: ignore[attr-defined]
+        size = axis if of is None else node.inputs[of].type.shape[axis]
+        positions = node.inputs[which]
+        shape = self._shape(positions.type)
+        names, indices = self._indices(len(shape))
+        value = k.cast(self._source(positions, {}).at(*indices), i64)
+        place = Buffer(TensorType((2,), i64), (1,), "check", len(self.checks), first=0)
+        self.checks.append((node, int(size)))
+        self._add(Kernel(place, names, value, node, shape, limit=int(size)))
+
+    def _add(self, kernel: Kernel) -> None:
+        for e in k.walk([kernel.value]):
+            if e.op == "load" and e.attr not in kernel.reads:
+                kernel.reads.append(e.attr)
+        self.kernels.append(kernel)
+
+    # ---- expressions -----------------------------------------------------------------------
+
+    def _source(self, node: Node, memo: dict[Any, Expr]) -> Source:
+        buffer = self.buffers.get(id(node))
+        if is_scalar_constant(node):
+            value = node.op.array(node.type).reshape(-1)[0]  # type: ignore[attr-defined]
+            return Source(node.type, lambda *i: k.const(value, node.type.dtype))
+        computed = buffer is not None and (
+            buffer.kind != "output" or any(kernel.out is buffer for kernel in self.kernels)
+        )
+        if buffer is not None and computed:
+            found = buffer
+            return Source(node.type, lambda *i: k.load(found, i, node.type.dtype))
+        return Source(node.type, self._inlined(node, memo))
+
+    def _inlined(self, node: Node, memo: dict[Any, Expr]) -> Callable[..., Expr]:
+        def at(*indices: Expr) -> Expr:
+            key = (id(node), *map(id, indices))
+            if key not in memo:
+                memo[key] = self._lowered(node, memo, indices)
+                memo["keep", *key] = k.Expr("keep", tuple(indices), i64)
+            return memo[key]
+
+        return at
+
+    def _lowered(self, node: Node, memo: dict[Any, Expr], indices: Any) -> Expr:
+        sources = []
+        for side, given in enumerate(node.inputs):
+            packed = self.packed.get((id(node), side))
+            if packed is not None:
+                sources.append(self._buffer_source(packed))
+            else:
+                sources.append(self._source(given, memo))
+        if isinstance(node.op, Reshape) and only_ones_move(node):
+            return self._moved_ones(node, sources[0], indices)
+        return node.op.lower(node.type, *sources)(*indices)
+
+    def _buffer_source(self, buffer: Buffer) -> Source:
+        return Source(buffer.type, lambda *i: k.load(buffer, i, buffer.dtype))
+
+    def _moved_ones(self, node: Node, source: Source, indices: Any) -> Expr:
+        real = iter([i for i, d in zip(indices, node.type.shape, strict=True) if d != 1])
+        zero = k.const(0, i64)
+        return source.at(*[zero if d == 1 else next(real) for d in source.type.shape])
+
+
+def fuse(
+    graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]
+) -> Fusion:
+    """Kernels of a graph whose sizes are all known; `donated` maps outputs to inputs that they
+    may overwrite."""
+    fusion = Fusion(graph, strides, donated)
+    fusion.finish()
+    return fusion

@@ -1,0 +1,89 @@
+"""The compiler as a list of steps: a value in, a value out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diptych.compiler.emit_llvm import KernelEmitter
+from diptych.compiler.fuse import fuse
+from diptych.compiler.kernels import Kernel
+from diptych.compiler.memory import plan_memory
+from diptych.compiler.schedule import schedule
+from diptych.compiler.simplify import simplify
+from diptych.compiler.target import Target
+from diptych.graph.node import Graph, Node
+
+ENTRY = "diptych_run"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """LLVM text and what is needed to call it.
+
+    The entry takes a table of pointers (inputs, outputs, constants, the check places) and the
+    arena; it returns 0, or n + 1 where check n failed.
+    """
+
+    llvm: str
+    arena_bytes: int
+    constants: tuple[np.ndarray[Any, Any], ...]
+    checks: tuple[tuple[Node, int], ...]
+    kernels: tuple[Kernel, ...]
+    in_place: tuple[int, ...]  # outputs that are written over their donated inputs
+
+
+def compile_graph(
+    graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int], target: Target
+) -> Compiled:
+    """simplify -> fuse -> schedule -> plan memory -> emit."""
+    simple = simplify(graph)
+    fusion = fuse(simple, strides, donated)
+    kernels = schedule(fusion)
+    first = len(graph.inputs) + len(graph.outputs)
+    for buffer in fusion.buffers.values():
+        if buffer.kind == "constant" and buffer.base is None:
+            buffer.kind, buffer.slot = "input", first + buffer.slot
+    check_slot = first + len(fusion.constants)
+    for kernel in kernels:
+        if kernel.limit is not None:
+            kernel.out.kind, kernel.out.slot, kernel.out.first = (
+                "input", check_slot, 2 * kernel.out.slot
+            )
+    arena = plan_memory(kernels)
+    return Compiled(
+        emit_module(kernels, target),
+        arena,
+        tuple(np.ascontiguousarray(n.op.array(n.type)) for n in fusion.constants),  # type: ignore[attr-defined]
+        tuple(fusion.checks),
+        tuple(kernels),
+        tuple(donated),
+    )
+
+
+def emit_module(kernels: list[Kernel], target: Target) -> str:
+    """The text of a module with one entry that runs the kernels in order."""
+    declare: set[str] = set()
+    functions, calls = [], []
+    for number, kernel in enumerate(kernels):
+        functions.append(KernelEmitter(kernel, target, declare, number).emit())
+        calls.append(f"  call void @k{number}(ptr %table, ptr %arena, i64 0, i64 0)")
+        if kernel.limit is not None:
+            n = kernel.out.first // 2
+            calls += [
+                f"  %s{n} = getelementptr ptr, ptr %table, i64 {kernel.out.slot}",
+                f"  %b{n} = load ptr, ptr %s{n}",
+                f"  %f{n} = getelementptr i64, ptr %b{n}, i64 {kernel.out.first + 1}",
+                f"  %v{n} = load i64, ptr %f{n}",
+                f"  %c{n} = icmp ne i64 %v{n}, 0",
+                f"  br i1 %c{n}, label %bad{n}, label %good{n}",
+                f"bad{n}:",
+                f"  ret i64 {n + 1}",
+                f"good{n}:",
+            ]
+    body = "\n".join(calls)
+    entry = f"define i64 @{ENTRY}(ptr %table, ptr %arena) {{\n{body}\n  ret i64 0\n}}\n"
+    head = f'target triple = "{target.triple}"\n'
+    return head + "\n".join(sorted(declare)) + "\n\n" + "\n".join(functions) + "\n" + entry

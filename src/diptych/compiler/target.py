@@ -1,0 +1,50 @@
+"""One description per target CPU: the facts that choose vector widths and tiles, never bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diptych.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Target:
+    """`cpu` and `features` are LLVM's names; `lanes` the f32 lanes of one register."""
+
+    name: str
+    triple: str
+    cpu: str
+    features: str
+    lanes: int
+    registers: int
+    has_fma: bool
+    has_masks: bool
+
+
+_LEVELS = {
+    "x86-64": (4, 16, False, False),
+    "x86-64-v2": (4, 16, False, False),
+    "x86-64-v3": (8, 16, True, False),
+    "x86-64-v4": (16, 32, True, True),
+}
+
+
+def describe(name: str, triple: str, host_cpu: str, host_features: dict[str, bool]) -> Target:
+    """The target called `name`: an x86-64 level, `generic` (aarch64), or `native`."""
+    if name in _LEVELS:
+        if not triple.startswith("x86_64"):
+            raise DeviceError(f"the CPU level {name} is for x86-64", f"this is {triple}", "native")
+        lanes, registers, fma, masks = _LEVELS[name]
+        return Target(name, triple, name, "", lanes, registers, fma, masks)
+    if name != "native":
+        raise DeviceError(
+            "DIPTYCH_CPU takes native, " + ", ".join(_LEVELS), repr(name), "use native"
+        )
+    features = ",".join(f"{'+' if on else '-'}{f}" for f, on in sorted(host_features.items()))
+    if triple.startswith("aarch64") or triple.startswith("arm64"):
+        return Target(name, triple, host_cpu, features, 4, 32, True, False)
+    if all(host_features.get(f) for f in ("avx512f", "avx512vl", "avx512bw", "avx512dq")):
+        return Target(name, triple, host_cpu, features, 16, 32, True, True)
+    if host_features.get("avx2") and host_features.get("fma"):
+        return Target(name, triple, host_cpu, features, 8, 16, True, False)
+    return Target(name, triple, host_cpu, features, 4, 16, bool(host_features.get("fma")), False)

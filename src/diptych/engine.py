@@ -1,0 +1,155 @@
+"""The only meeting point of graphs, compiler and runtime: compile, load, run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diptych import config, interpret
+from diptych.errors import DeviceError, InternalError
+from diptych.graph.node import Graph
+
+Array = np.ndarray[Any, Any]
+ALIGN = 64
+
+
+def empty(shape: Sequence[int], dtype: Any, axes: Sequence[int] | None = None) -> Array:
+    """Aligned memory for a tensor; `axes` is the order of its axes in memory."""
+    dtype = np.dtype(dtype)
+    axes = range(len(shape)) if axes is None else axes
+    size = int(np.prod(shape, dtype=np.int64))
+    raw = np.empty(max(size, 1) * dtype.itemsize + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    flat = raw[start : start + size * dtype.itemsize].view(dtype)
+    listed = flat.reshape([shape[a] for a in axes])
+    return listed.transpose([list(axes).index(n) for n in range(len(shape))])
+
+
+def element_strides(array: Array) -> tuple[int, ...]:
+    return tuple(s // array.itemsize for s in array.strides)
+
+
+@dataclass
+class Statistics:
+    """What the engine did, for tests and for `dp.why`."""
+
+    calls: int = 0
+    compiles: int = 0
+    compile_seconds: float = 0.0
+
+
+STATISTICS = Statistics()
+
+
+class Executable:
+    """One native function for a graph with known sizes."""
+
+    def __init__(
+        self, graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]
+    ) -> None:
+        from diptych.compiler.pipeline import ENTRY, compile_graph
+        from diptych.runtime.code import Code, host_target
+
+        start = time.perf_counter()
+        target = host_target(config.cpu())
+        self.compiled = compile_graph(graph, strides, donated, target)
+        self.code = Code(self.compiled.llvm, target, ENTRY)
+        self.graph, self.donated = graph, donated
+        self.constants = self.compiled.constants
+        self.lock = threading.Lock()
+        self.arenas: list[Array] = []
+        self.outputs = [
+            (tuple(int(d) for d in o.type.shape), o.type.dtype.numpy)  # type: ignore[arg-type]
+            for o in graph.outputs
+        ]
+        STATISTICS.compiles += 1
+        STATISTICS.compile_seconds += time.perf_counter() - start
+        if config.debug():
+            self._report(time.perf_counter() - start)
+
+    def _report(self, seconds: float) -> None:
+        import sys
+
+        made = "compiled" if self.code.compiled else "loaded"
+        lines = [f"diptych: {made} {len(self.compiled.kernels)} kernels in {seconds * 1e3:.1f} ms"]
+        if config.debug() >= 2:
+            lines += [f"  k{n}: {kernel.node!r}" for n, kernel in enumerate(self.compiled.kernels)]
+        if config.debug() >= 4:
+            lines.append(self.compiled.llvm)
+        print("\n".join(lines), file=sys.stderr)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Outputs for inputs whose layout is the one compiled for; donated inputs are
+        overwritten, and are themselves the outputs."""
+        results: list[Array] = []
+        for n, (shape, dtype) in enumerate(self.outputs):
+            given = self.donated.get(n)
+            results.append(inputs[given] if given is not None else empty(shape, dtype))
+        status = np.zeros(2 * len(self.compiled.checks) + 1, np.int64)
+        pointers = [a.__array_interface__["data"][0] for a in inputs]
+        pointers += [a.__array_interface__["data"][0] for a in results]
+        pointers += [a.__array_interface__["data"][0] for a in self.constants]
+        pointers.append(status.__array_interface__["data"][0])
+        table = np.array(pointers, np.int64)
+        arena = self._take_arena()
+        STATISTICS.calls += 1
+        failed = self.code.entry(
+            table.__array_interface__["data"][0], arena.__array_interface__["data"][0]
+        )
+        with self.lock:
+            self.arenas.append(arena)
+        if failed:
+            node, size = self.compiled.checks[failed - 1]
+            raise interpret.position_error(node, int(status[2 * (failed - 1)]), size)
+        return results
+
+    def _take_arena(self) -> Array:
+        with self.lock:
+            if self.arenas:
+                return self.arenas.pop()
+        return empty((self.compiled.arena_bytes,), np.uint8)
+
+
+class ReferenceExecutable:
+    """The same graph on the reference device."""
+
+    def __init__(self, graph: Graph, donated: dict[int, int]) -> None:
+        self.graph, self.donated = graph, donated
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        STATISTICS.calls += 1
+        results = interpret.run(self.graph, inputs)
+        for output, given in self.donated.items():
+            np.copyto(inputs[given], results[output])
+            results[output] = inputs[given]
+        return results
+
+
+def compile(
+    graph: Graph,
+    device: str,
+    strides: dict[int, tuple[int, ...]] | None = None,
+    donated: dict[int, int] | None = None,
+) -> Executable | ReferenceExecutable:
+    """An executable for a graph on a device, `cpu` or `reference`."""
+    if device == "cpu":
+        return Executable(graph, strides or {}, donated or {})
+    if device == "reference":
+        return ReferenceExecutable(graph, donated or {})
+    raise DeviceError(
+        "diptych runs on the devices cpu and reference", repr(device), "dp.use_device('cpu')"
+    )
+
+
+def run_once(graph: Graph, values: Sequence[Array], device: str) -> list[Array]:
+    """Compile and run, for tools and tests."""
+    inputs = [np.ascontiguousarray(v).reshape(np.shape(v)) for v in values]
+    for place, value in zip(graph.inputs, inputs, strict=True):
+        if place.type.shape != value.shape:
+            raise InternalError(f"{place!r} was given {value.shape}")
+    return compile(graph, device).run(inputs)

@@ -1,0 +1,82 @@
+"""The exceptions of diptych, and the three lines every message has: rule, facts, cure.
+
+DiptychError
+  ShapeError  DtypeError  ValueRangeError       the program asks for something that has no meaning
+  FeedError  StartupError  DeviceError          the run lacks something it needs
+  FileFormatError  MissingFileError             a file is broken, or not there
+  MissingExtraError                             an optional dependency is not installed
+  ObservedWhileRecording  FrozenValueError      a value was looked at inside a static program
+  GraphError  RecompileError                    a graph is not well formed; a compile was forbidden
+  InternalError                                 a bug of ours; please report it
+"""
+
+from __future__ import annotations
+
+
+class DiptychError(Exception):
+    """Base of all errors raised on purpose; `rule`, `facts` and `cure` are the three lines."""
+
+    def __init__(self, rule: str, facts: str = "", cure: str = "") -> None:
+        self.rule, self.facts, self.cure = rule, facts, cure
+        lines = [rule]
+        if facts:
+            lines.append(f"  got  {facts}")
+        if cure:
+            lines.append(f"  try  {cure}")
+        super().__init__("\n".join(lines))
+
+
+class ShapeError(DiptychError, ValueError):
+    """Shapes that do not fit together."""
+
+
+class DtypeError(DiptychError, TypeError):
+    """A dtype that the operator does not take."""
+
+
+class ValueRangeError(DiptychError, ValueError):
+    """A value outside the range that an operator takes (a label, an index, a probability)."""
+
+
+class FeedError(DiptychError, ValueError):
+    """A feed or fetch that does not fit the program."""
+
+
+class StartupError(DiptychError, RuntimeError):
+    """A parameter is used before its startup program ran."""
+
+
+class DeviceError(DiptychError, RuntimeError):
+    """A device, target or CPU that is not there."""
+
+
+class FileFormatError(DiptychError, ValueError):
+    """A file is not what its name says."""
+
+
+class MissingFileError(DiptychError, FileNotFoundError):
+    """A file that is needed is not there."""
+
+
+class MissingExtraError(DiptychError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class ObservedWhileRecording(DiptychError, RuntimeError):
+    """A value was read inside a static program, where there is none yet."""
+
+
+class FrozenValueError(DiptychError, RuntimeError):
+    """Something that changes from call to call would silently become a constant of a program."""
+
+
+class GraphError(DiptychError, ValueError):
+    """A graph or its text is not well formed."""
+
+
+class RecompileError(DiptychError, RuntimeError):
+    """A new compile inside `no_recompile`."""
+
+
+class InternalError(DiptychError, RuntimeError):
+    """A bug in diptych."""

@@ -1,0 +1,183 @@
+"""Nodes, operators and graphs.
+
+A node is one call of an operator and has one result (an operator with two results is two
+operators, which is what keeps rules, text and plans short). Nodes are compared by identity;
+graphs are compared by their text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from diptych.dtypes import DType, TensorType, as_dtype, f32
+from diptych.errors import GraphError
+from diptych.kernel.expr import Expr
+
+
+class Where(NamedTuple):
+    """The author's line."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file.rsplit('/', 1)[-1]}:{self.line}"
+
+
+NOWHERE = Where("?", 0)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `lower` sees of an input: its type, and its element at given indices."""
+
+    type: TensorType
+    at: Callable[..., Expr]
+
+
+class Operator(ABC):
+    """A primitive: four rules and typed attributes (the dataclass fields of the subclass)."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def infer(self, *inputs: TensorType) -> TensorType:
+        """The type of the result, or an error that states the rule."""
+
+    @abstractmethod
+    def reference(self, *inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The result in plain numpy, in the order that docs/numerics.md fixes."""
+
+    @abstractmethod
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        """The cotangent of each input from that of the result; None where there is none."""
+
+    @abstractmethod
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        """The element of the result at given indices, in the kernel language."""
+
+    def attributes(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+
+class Leaf(Operator):
+    """An operator without inputs whose value comes from outside, or is part of the graph."""
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        raise GraphError(f"a leaf ({self.name}) is given its type when it is made")
+
+    def reference(self, *inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        raise GraphError(f"a leaf ({self.name}) is not computed")
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return []
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        raise GraphError(f"a leaf ({self.name}) is not lowered")
+
+
+@dataclass(frozen=True)
+class Input(Leaf):
+    """A value that is handed to the graph."""
+
+    name: ClassVar[str] = "input"
+
+
+@dataclass(frozen=True)
+class Constant(Leaf):
+    """A value that is part of the graph: its raw little-endian bytes."""
+
+    data: bytes
+    name: ClassVar[str] = "constant"
+
+    def array(self, of: TensorType) -> np.ndarray[Any, Any]:
+        return np.frombuffer(self.data, of.dtype.numpy).reshape(of.shape)  # type: ignore[arg-type]
+
+
+class Node:
+    """One call of an operator. `label` is a name for people; `value` caches a computed result."""
+
+    __slots__ = ("__weakref__", "inputs", "label", "needs_grad", "op", "type", "value", "where")
+
+    def __init__(
+        self,
+        op: Operator,
+        inputs: tuple[Node, ...],
+        type: TensorType,
+        where: Where = NOWHERE,
+        *,
+        label: str = "",
+        needs_grad: bool = False,
+    ) -> None:
+        self.op, self.inputs, self.type, self.where = op, inputs, type, where
+        self.label, self.needs_grad = label, needs_grad
+        self.value: np.ndarray[Any, Any] | None = None
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+    def __repr__(self) -> str:
+        return f"<{self.label or self.op.name}: {self.type}  # {self.where}>"
+
+
+def input_node(
+    type: TensorType, label: str = "", where: Where = NOWHERE, needs_grad: bool = False
+) -> Node:
+    return Node(Input(), (), type, where, label=label, needs_grad=needs_grad)
+
+
+def constant_node(value: Any, dtype: DType = f32, where: Where = NOWHERE) -> Node:
+    array = np.ascontiguousarray(value, as_dtype(dtype).numpy)
+    shape = np.shape(value)
+    return Node(Constant(array.tobytes()), (), TensorType(shape, as_dtype(dtype)), where)
+
+
+def walk(roots: Iterable[Node], stop: Callable[[Node], bool] = lambda _: False) -> list[Node]:
+    """All nodes under the roots, inputs before users, each once; does not go past `stop`."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(r, False) for r in roots]
+    stack.reverse()
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            if not stop(node):
+                stack.extend((i, False) for i in reversed(node.inputs) if id(i) not in seen)
+    return order
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Inputs and outputs; the nodes between them are what `walk` finds."""
+
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        known = {id(i) for i in self.inputs}
+        for node in self.nodes:
+            if isinstance(node.op, Input) and id(node) not in known:
+                raise GraphError(
+                    "a graph may read only its own inputs",
+                    f"{node!r} is read and is not among them",
+                    "add it to the inputs",
+                )
+
+    @property
+    def nodes(self) -> list[Node]:
+        known = {id(i) for i in self.inputs}
+        return walk(self.outputs, stop=lambda n: id(n) in known)

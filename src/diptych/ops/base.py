@@ -1,0 +1,200 @@
+"""What operator functions share: operands, promotion, and operators made of others."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from diptych.dtypes import DType, TensorType, as_dtype, f32, i64, promote
+from diptych.errors import DtypeError, GraphError
+from diptych.graph.node import Graph, Node, Operator, Source, input_node, walk
+from diptych.graph.record import GRAPH, current, recording
+from diptych.kernel.expr import Expr
+
+Handle = Any  # a Node in rules and bodies, a Tensor in the panels
+
+ALL: dict[str, Any] = {}  # every operator by name: primitives' classes and composites
+
+
+def primitive(cls: type[Operator]) -> type[Operator]:
+    """Class decorator: a frozen dataclass that the text form can find by name."""
+    made = dataclass(frozen=True)(cls)
+    ALL[made.name] = made
+    return made
+
+
+def record(op: Operator, *operands: Handle) -> Handle:
+    return current().record(op, operands)
+
+
+def is_scalar(value: Any) -> bool:
+    return isinstance(value, bool | int | float) and not isinstance(value, np.generic)
+
+
+def operand(value: Any, dtype: DType | None = None) -> Handle:
+    """A handle on a tensor, array or number; `dtype` is what a Python number becomes."""
+    if hasattr(value, "type") and isinstance(value.type, TensorType):
+        return value
+    if is_scalar(value):
+        if dtype is None:
+            dtype = as_dtype("bool") if isinstance(value, bool) else f32
+            dtype = i64 if isinstance(value, int) and not isinstance(value, bool) else dtype
+        return current().scalar(value, dtype)
+    array = np.asarray(value)
+    if isinstance(value, list | tuple) and array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return current().array(array)
+
+
+def weak_dtype(value: float, other: DType, what: str) -> DType:
+    """The dtype of a Python number beside a tensor: the tensor's, where its kind can hold it."""
+    if isinstance(value, bool):
+        return other
+    if isinstance(value, float) and not other.is_float:
+        raise DtypeError(
+            f"{what} of an integer tensor and a Python float has no dtype",
+            f"{other} and {value!r}",
+            "convert the tensor with .astype('f32')",
+        )
+    if other.kind == "bool":
+        raise DtypeError(
+            f"{what} of a bool tensor and a Python number has no dtype",
+            f"{other} and {value!r}",
+            "convert the tensor with .astype('i64') or .astype('f32')",
+        )
+    return other
+
+
+def pair(a: Any, b: Any, what: str) -> tuple[Handle, Handle]:
+    """Two operands of one dtype."""
+    if is_scalar(a) and not is_scalar(b):
+        b = operand(b)
+        return operand(a, weak_dtype(a, b.type.dtype, what)), b
+    a = operand(a)
+    if is_scalar(b):
+        return a, operand(b, weak_dtype(b, a.type.dtype, what))
+    b = operand(b)
+    dtype = promote(a.type.dtype, b.type.dtype, what)
+    return convert(a, dtype), convert(b, dtype)
+
+
+def convert(x: Handle, dtype: DType) -> Handle:
+    return x if x.type.dtype == dtype else record(ALL["cast"](dtype=dtype.name), x)
+
+
+def need_float(x: TensorType, what: str) -> None:
+    if not x.dtype.is_float:
+        raise DtypeError(
+            f"{what} takes f32 or f64", f"{x}", "convert it with .astype('f32') first"
+        )
+
+
+# ---- operators made of primitives ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Composite(Operator):
+    """A call of an operator that is made of others; `values` are its attributes."""
+
+    operator: CompositeOperator
+    values: tuple[Any, ...]
+    name: ClassVar[str] = "composite"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.operator.name)
+
+    def attributes(self) -> dict[str, Any]:
+        return dict(zip(self.operator.attribute_names, self.values, strict=True))
+
+    def body(self, *inputs: TensorType) -> Graph:
+        return self.operator.body(self.values, inputs)
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        return self.body(*inputs).outputs[0].type
+
+    def reference(self, *inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        raise GraphError(f"{self.name} runs as its primitives; inline it first")
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        if self.operator.gradient is None:
+            raise GraphError(f"{self.name} has the gradient of its body; inline it first")
+        return self.operator.gradient(g, node, *self.values)  # type: ignore[no-any-return]
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        raise GraphError(f"{self.name} lowers as its primitives; inline it first")
+
+
+class CompositeOperator:
+    """A function on handles, recorded under its own name.
+
+    Parameters before `*` are tensors, those after it attributes (plain values).
+    """
+
+    def __init__(self, function: Callable[..., Handle]) -> None:
+        functools.update_wrapper(self, function)
+        self.function, self.name = function, function.__name__
+        parameters = list(inspect.signature(function).parameters.values())
+        self.tensor_names = [p.name for p in parameters if p.kind != p.KEYWORD_ONLY]
+        self.attribute_names = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+        self.defaults = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
+        self.gradient: Callable[..., Any] | None = None
+        self._bodies: dict[Any, Graph] = {}
+        ALL[self.name] = self
+
+    def with_gradient(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """State a gradient: rule(g, node, *attributes) -> one cotangent per input."""
+        self.gradient = rule
+        return rule
+
+    def __call__(self, *tensors: Any, **attributes: Any) -> Handle:
+        values = tuple(attributes.get(n, self.defaults[n]) for n in self.attribute_names)
+        return record(Composite(self, values), *[operand(t) for t in tensors if t is not None])
+
+    def body(self, values: tuple[Any, ...], inputs: tuple[TensorType, ...]) -> Graph:
+        key = (values, inputs)
+        found = self._bodies.get(key)
+        if found is None:
+            places = tuple(
+                input_node(t, n, needs_grad=t.dtype.is_float)
+                for t, n in zip(inputs, self.tensor_names, strict=False)
+            )
+            with recording(GRAPH):
+                out = self.function(
+                    *places, **dict(zip(self.attribute_names, values, strict=True))
+                )
+            found = self._bodies[key] = Graph(places, (out,))
+        return found
+
+    def __repr__(self) -> str:
+        return f"<operator {self.name}>"
+
+
+def composite(function: Callable[..., Handle]) -> CompositeOperator:
+    return CompositeOperator(function)
+
+
+def inline(node: Node, inputs: Sequence[Node]) -> Node:
+    """The body of a composite node as nodes that carry the line of the call."""
+    assert isinstance(node.op, Composite)
+    body = node.op.body(*[i.type for i in inputs])
+    new: dict[int, Node] = {
+        id(p): i for p, i in zip(body.inputs, inputs, strict=True)
+    }
+    for inner in walk(body.outputs):
+        if id(inner) in new:
+            continue
+        operands = tuple(new[id(i)] for i in inner.inputs)
+        new[id(inner)] = Node(
+            inner.op,
+            operands,
+            inner.type,
+            node.where,
+            label=inner.label,
+            needs_grad=inner.type.dtype.is_float and any(o.needs_grad for o in operands),
+        )
+    return new[id(body.outputs[0])]

@@ -1,0 +1,166 @@
+"""The contraction, and matmul and linear on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, ClassVar
+
+import numpy as np
+
+from diptych.dtypes import Dimension, TensorType, broadcast_shapes, promote
+from diptych.errors import ShapeError
+from diptych.graph.node import Node, Operator, Source
+from diptych.kernel import expr as k
+from diptych.kernel import scalar as scalar_ops
+from diptych.kernel.expr import Expr
+from diptych.ops.base import Handle, composite, convert, need_float, operand, primitive, record
+from diptych.ops.elementwise import add
+from diptych.ops.reduce import BLOCK, ordered_sum
+from diptych.ops.shape import broadcast_to
+
+Array = np.ndarray[Any, Any]
+_serial = count()
+
+
+@primitive
+class Contract(Operator):
+    """Sum of products over shared axes, one letter per axis: `mk,kn->mn`.
+
+    Letters missing from the result are contracted, as one list, in the order of `over`. Up to
+    1024 terms are one chain of fused multiply-adds from +0; more are blocks of 1024 (rule 3).
+    """
+
+    left: str
+    right: str
+    out: str
+    over: str
+    name: ClassVar[str] = "contract"
+
+    def sizes(self, a: TensorType, b: TensorType) -> dict[str, Dimension]:
+        sizes: dict[str, Dimension] = {}
+        for letters, t in ((self.left, a), (self.right, b)):
+            for letter, d in zip(letters, t.shape, strict=True):
+                if sizes.setdefault(letter, d) != d:
+                    raise ShapeError(
+                        "contract needs equal sizes where the letters are equal",
+                        f"{self.left},{self.right}->{self.out} of {a} and {b}: "
+                        f"{letter} is {sizes[letter]} and {d}",
+                        "transpose or reshape one of them",
+                    )
+        return sizes
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        a, b = inputs
+        need_float(a, "contract")
+        sizes = self.sizes(a, b)
+        return a.with_shape(sizes[letter] for letter in self.out)
+
+    def reference(self, *inputs: Array) -> Array:
+        a, b = inputs
+        sizes = self.sizes(
+            *[TensorType(x.shape, k.as_dtype(x.dtype)) for x in inputs]
+        )
+        every = self.over + self.out
+
+        def listed(x: Array, letters: str) -> Array:
+            order = sorted(range(x.ndim), key=lambda n: every.index(letters[n]))
+            shape = [sizes[c] if c in letters else 1 for c in every]
+            x = x.transpose(order).reshape(shape)  # type: ignore[arg-type]
+            over = [sizes[c] for c in self.over]
+            x = np.broadcast_to(x, [*over, *x.shape[len(over) :]])  # type: ignore[list-item]
+            return x.reshape(-1, *x.shape[len(over) :]) if over else x[None]
+
+        terms_a, terms_b = listed(a, self.left), listed(b, self.right)
+        out_shape = tuple(sizes[c] for c in self.out)
+        sums = []
+        with np.errstate(all="ignore"):
+            for start in range(0, terms_a.shape[0], BLOCK):
+                chain = np.zeros(out_shape, a.dtype)  # type: ignore[arg-type]
+                for n in range(start, min(start + BLOCK, terms_a.shape[0])):
+                    chain = scalar_ops.fma(terms_a[n], terms_b[n], chain)
+                sums.append(chain)
+            if not sums:
+                return np.zeros(out_shape, a.dtype)  # type: ignore[arg-type]
+            return ordered_sum(np.stack(sums))
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        """Each side's cotangent is a contraction of g with the other side."""
+        a, b = node.inputs
+        result: list[Node | None] = [None, None]
+        if a.needs_grad:
+            over = "".join(c for c in self.out if c not in self.left)
+            result[0] = record(Contract(self.out, self.right, self.left, over), g, b)
+        if b.needs_grad:
+            over = "".join(c for c in self.out if c not in self.right)
+            result[1] = record(Contract(self.left, self.out, self.right, over), a, g)
+        return result
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        a, b = inputs
+        sizes = self.sizes(a.type, b.type)
+        loops = {c: k.Loop(f"c{next(_serial)}", sizes[c]) for c in self.over}  # type: ignore[arg-type]
+
+        def at(*i: Expr) -> Expr:
+            place = dict(zip(self.out, i, strict=True))
+            place.update({c: k.index(loop.name) for c, loop in loops.items()})
+            left = a.at(*[place[c] for c in self.left])
+            right = b.at(*[place[c] for c in self.right])
+            return k.fold("contract", list(loops.values()), left, right)
+
+        return at
+
+
+def contract(a: Any, b: Any, spec: str) -> Handle:
+    """A general contraction, `contract(x, w, "mk,kn->mn")`; see `Contract`."""
+    inputs, out = spec.replace(" ", "").split("->")
+    left, right = inputs.split(",")
+    a, b = operand(a), operand(b)
+    dtype = promote(a.type.dtype, b.type.dtype, "contract")
+    over = "".join(dict.fromkeys(c for c in left + right if c not in out))
+    return record(Contract(left, right, out, over), convert(a, dtype), convert(b, dtype))
+
+
+def matmul(a: Any, b: Any) -> Handle:
+    """Matrix product with numpy's batching: (5, 2, 3) @ (3, 4) -> (5, 2, 4)."""
+    a, b = operand(a), operand(b)
+    dtype = promote(a.type.dtype, b.type.dtype, "matmul")
+    a, b = convert(a, dtype), convert(b, dtype)
+    ta, tb = a.type, b.type
+    if ta.rank == 0 or tb.rank == 0:
+        raise ShapeError("matmul takes at least one axis a side", f"{ta} @ {tb}", "use *")
+    if ta.shape[-1] != tb.shape[-2 if tb.rank > 1 else 0]:
+        raise ShapeError(
+            "matmul needs equal inner sizes",
+            f"{ta} @ {tb}: {ta.shape[-1]} is not {tb.shape[-2 if tb.rank > 1 else 0]}",
+            "check the layer's in_features, or transpose one side",
+        )
+    m = "m" if ta.rank > 1 else ""
+    n = "n" if tb.rank > 1 else ""
+    batch_a, batch_b = ta.shape[: -2 if m else -1], tb.shape[: -2 if n else -1]
+    if not batch_b:
+        letters = "abcdefgh"[: len(batch_a)]
+        return record(Contract(letters + m + "k", "k" + n, letters + m + n, "k"), a, b)
+    batch = broadcast_shapes(batch_a, batch_b, "matmul")
+    letters = "abcdefgh"[: len(batch)]
+    a = broadcast_to(a, (*batch, *ta.shape[len(batch_a) :]))
+    b = broadcast_to(b, (*batch, *tb.shape[len(batch_b) :]))
+    return record(Contract(letters + m + "k", letters + "k" + n, letters + m + n, "k"), a, b)
+
+
+@composite
+def linear(x: Handle, weight: Handle, bias: Handle | None = None) -> Handle:
+    """x @ weight.T + bias: x (..., in), weight (out, in), bias (out) -> (..., out)."""
+    have, want = x.type.shape[-1] if x.type.rank else 0, weight.type.shape[-1]
+    if have != want:
+        raise ShapeError(
+            "linear needs the last size of its input to be the layer's in_features",
+            f"{x.type} into weight {weight.type}: {have} is not {want}",
+            "flatten the input, or build the layer with that in_features",
+        )
+    lead = x.type.shape[:-1]
+    letters = "abcdefgh"[: len(lead)]
+    product = record(Contract(letters + "k", "nk", letters + "n", "k"), x, weight)
+    return product if bias is None else add(product, bias)
+
+

@@ -1,0 +1,823 @@
+"""Elementwise primitives: arithmetic, comparison, logic, selection, conversion, functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from diptych.dtypes import BY_NAME, TensorType, as_dtype, bool_, broadcast_shapes, f32
+from diptych.errors import DtypeError
+from diptych.graph.node import Node, Operator, Source
+from diptych.kernel import expr as k
+from diptych.kernel import math as kernel_math
+from diptych.kernel import scalar as scalar_ops
+from diptych.kernel.expr import Expr
+from diptych.ops.base import (
+    Handle,
+    convert,
+    is_scalar,
+    need_float,
+    operand,
+    pair,
+    primitive,
+    record,
+    weak_dtype,
+)
+from diptych.ops.shape import broadcast_source, unbroadcast
+
+Array = np.ndarray[Any, Any]
+
+
+class Elementwise(Operator):
+    """out[i] = scalar(inputs[i]...) with numpy broadcasting; operands share a dtype."""
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        shape = inputs[0].shape
+        for other in inputs[1:]:
+            shape = broadcast_shapes(shape, other.shape, self.name)
+        return TensorType(shape, self.result(*inputs))
+
+    def result(self, *inputs: TensorType) -> Any:
+        return inputs[0].dtype
+
+    def scalar(self, *x: Expr) -> Expr:
+        raise NotImplementedError
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        sources = [broadcast_source(s, out.shape) for s in inputs]
+        return lambda *i: self.scalar(*[s(*i) for s in sources])
+
+
+class Arithmetic(Elementwise):
+    def result(self, *inputs: TensorType) -> Any:
+        if inputs[0].dtype == bool_:
+            raise DtypeError(
+                f"{self.name} takes numbers", f"{inputs[0]}", "convert with .astype first"
+            )
+        return inputs[0].dtype
+
+
+@primitive
+class Add(Arithmetic):
+    name: ClassVar[str] = "add"
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.add(*inputs)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0] + x[1]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [unbroadcast(g, i.type.shape) for i in node.inputs]
+
+
+@primitive
+class Subtract(Arithmetic):
+    name: ClassVar[str] = "subtract"
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.subtract(*inputs)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0] - x[1]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        a, b = node.inputs
+        return [unbroadcast(g, a.type.shape), unbroadcast(negative(g), b.type.shape)]
+
+
+@primitive
+class Multiply(Arithmetic):
+    name: ClassVar[str] = "multiply"
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.multiply(*inputs)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0] * x[1]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        a, b = node.inputs
+        return [
+            unbroadcast(multiply(g, b), a.type.shape) if a.needs_grad else None,
+            unbroadcast(multiply(g, a), b.type.shape) if b.needs_grad else None,
+        ]
+
+
+@primitive
+class Divide(Arithmetic):
+    """Floats: the IEEE quotient. Cotangents: g / b and -(g * out) / b."""
+
+    name: ClassVar[str] = "divide"
+
+    def result(self, *inputs: TensorType) -> Any:
+        need_float(inputs[0], "divide")
+        return inputs[0].dtype
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.divide(*inputs)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0] / x[1]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        a, b = node.inputs
+        return [
+            unbroadcast(divide(g, b), a.type.shape) if a.needs_grad else None,
+            unbroadcast(divide(negative(multiply(g, node)), b), b.type.shape)
+            if b.needs_grad
+            else None,
+        ]
+
+
+@primitive
+class FloorDivide(Arithmetic):
+    """Rounds the quotient down; an integer divided by zero is 0."""
+
+    name: ClassVar[str] = "floor_divide"
+
+    def reference(self, *inputs: Array) -> Array:
+        a, b = inputs
+        if a.dtype.kind == "f":
+            return np.floor(np.divide(a, b))  # type: ignore[no-any-return]
+        with np.errstate(all="ignore"):
+            return np.where(b == 0, np.zeros_like(a), np.floor_divide(a, b))
+
+    def scalar(self, *x: Expr) -> Expr:
+        a, b = x
+        if a.dtype.is_float:
+            return k.floor(a / b)
+        remainder = k.rem(a, b)
+        wrong_way = remainder.differs(0) & ((remainder ^ b) < 0) & b.differs(0)
+        return a / b - k.select(wrong_way, k.const(1, a.dtype), 0)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None, None]
+
+
+@primitive
+class Remainder(Arithmetic):
+    """a - floor(a / b) * b for integers (sign of b; x % 0 = 0); floats by the same formula."""
+
+    name: ClassVar[str] = "remainder"
+
+    def reference(self, *inputs: Array) -> Array:
+        a, b = inputs
+        if a.dtype.kind == "f":
+            return a - np.floor(a / b) * b  # type: ignore[no-any-return]
+        return np.where(b == 0, np.zeros_like(a), np.remainder(a, b))
+
+    def scalar(self, *x: Expr) -> Expr:
+        a, b = x
+        if a.dtype.is_float:
+            return a - k.floor(a / b) * b
+        remainder = k.rem(a, b)
+        wrong_way = remainder.differs(0) & ((remainder ^ b) < 0)
+        moved = k.select(wrong_way, remainder + b, remainder)
+        return k.select(b.equals(0), k.const(0, a.dtype), moved)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        a, b = node.inputs
+        return [
+            unbroadcast(g, a.type.shape),
+            unbroadcast(negative(multiply(g, floor(divide(a, b)))), b.type.shape),
+        ]
+
+
+@primitive
+class Negative(Arithmetic):
+    name: ClassVar[str] = "negative"
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.negative(inputs[0])  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return -x[0]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [negative(g)]
+
+
+@primitive
+class Fma(Arithmetic):
+    """a * b + c rounded once: the form of every update rule."""
+
+    name: ClassVar[str] = "fma"
+
+    def result(self, *inputs: TensorType) -> Any:
+        need_float(inputs[0], "fma")
+        return inputs[0].dtype
+
+    def reference(self, *inputs: Array) -> Array:
+        return scalar_ops.fma(*inputs)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return k.fma(*x)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        a, b, c = node.inputs
+        return [
+            unbroadcast(multiply(g, b), a.type.shape),
+            unbroadcast(multiply(g, a), b.type.shape),
+            unbroadcast(g, c.type.shape),
+        ]
+
+
+class Extremum(Arithmetic):
+    """Where the arguments are equal the first has the value, and its gradient."""
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        a, b = node.inputs
+        zero = _zeros(g)
+        first = _first_wins(self.name, a, b)
+        return [
+            unbroadcast(where(first, g, zero), a.type.shape),
+            unbroadcast(where(first, zero, g), b.type.shape),
+        ]
+
+
+def _zeros(g: Node) -> Handle:
+    return operand(0.0, g.type.dtype)
+
+
+def _first_wins(name: str, a: Handle, b: Handle) -> Handle:
+    return greater_equal(a, b) if name == "maximum" else less_equal(a, b)
+
+
+@primitive
+class Minimum(Extremum):
+    name: ClassVar[str] = "minimum"
+
+    def reference(self, *inputs: Array) -> Array:
+        return scalar_ops.minimum(*inputs)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return k.minimum(x[0], x[1])
+
+
+@primitive
+class Maximum(Extremum):
+    name: ClassVar[str] = "maximum"
+
+    def reference(self, *inputs: Array) -> Array:
+        return scalar_ops.maximum(*inputs)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return k.maximum(x[0], x[1])
+
+
+# ---- comparison and logic ------------------------------------------------------------------
+
+
+class Comparison(Elementwise):
+    rule: ClassVar[Callable[..., Any]]
+    operation: ClassVar[str]
+    swapped: ClassVar[bool] = False
+
+    def result(self, *inputs: TensorType) -> Any:
+        return bool_
+
+    def reference(self, *inputs: Array) -> Array:
+        return type(self).rule(*inputs)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        a, b = (k.cast(v, BY_NAME["u8"]) if v.dtype == bool_ else v for v in x)
+        return k.compare(self.operation, *((b, a) if self.swapped else (a, b)))
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None, None]
+
+
+@primitive
+class Less(Comparison):
+    name: ClassVar[str] = "less"
+    rule = np.less
+    operation = "lt"
+
+
+@primitive
+class LessEqual(Comparison):
+    name: ClassVar[str] = "less_equal"
+    rule = np.less_equal
+    operation = "le"
+
+
+@primitive
+class Greater(Comparison):
+    name: ClassVar[str] = "greater"
+    rule = np.greater
+    operation, swapped = "lt", True
+
+
+@primitive
+class GreaterEqual(Comparison):
+    name: ClassVar[str] = "greater_equal"
+    rule = np.greater_equal
+    operation, swapped = "le", True
+
+
+@primitive
+class Equal(Comparison):
+    name: ClassVar[str] = "equal"
+    rule = np.equal
+    operation = "eq"
+
+
+@primitive
+class NotEqual(Comparison):
+    name: ClassVar[str] = "not_equal"
+    rule = np.not_equal
+    operation = "ne"
+
+
+class Logic(Elementwise):
+    """On bool: logical; on integers: bitwise."""
+
+    def result(self, *inputs: TensorType) -> Any:
+        if inputs[0].dtype.is_float:
+            raise DtypeError(
+                f"{self.name} takes bool or integers", f"{inputs[0]}", "compare first: x != 0"
+            )
+        return inputs[0].dtype
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None] * len(node.inputs)
+
+
+@primitive
+class LogicalAnd(Logic):
+    name: ClassVar[str] = "logical_and"
+
+    def reference(self, *inputs: Array) -> Array:
+        return inputs[0] & inputs[1]  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0] & x[1]
+
+
+@primitive
+class LogicalOr(Logic):
+    name: ClassVar[str] = "logical_or"
+
+    def reference(self, *inputs: Array) -> Array:
+        return inputs[0] | inputs[1]  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0] | x[1]
+
+
+@primitive
+class LogicalXor(Logic):
+    name: ClassVar[str] = "logical_xor"
+
+    def reference(self, *inputs: Array) -> Array:
+        return inputs[0] ^ inputs[1]  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0] ^ x[1]
+
+
+@primitive
+class LogicalNot(Logic):
+    name: ClassVar[str] = "logical_not"
+
+    def reference(self, *inputs: Array) -> Array:
+        return ~inputs[0]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return ~x[0]
+
+
+@primitive
+class Where(Elementwise):
+    """where(condition, a, b): a where the condition holds, else b."""
+
+    name: ClassVar[str] = "where"
+
+    def result(self, *inputs: TensorType) -> Any:
+        return inputs[1].dtype
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.where(*inputs)
+
+    def scalar(self, *x: Expr) -> Expr:
+        return k.select(*x)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        condition, a, b = node.inputs
+        zero = _zeros(g)
+        return [
+            None,
+            unbroadcast(where(condition, g, zero), a.type.shape),
+            unbroadcast(where(condition, zero, g), b.type.shape),
+        ]
+
+
+@primitive
+class Cast(Elementwise):
+    """Conversion by value: float to int truncates toward zero and saturates, NaN gives 0."""
+
+    dtype: str
+    name: ClassVar[str] = "cast"
+
+    def result(self, *inputs: TensorType) -> Any:
+        return BY_NAME[self.dtype]
+
+    def reference(self, *inputs: Array) -> Array:
+        target = BY_NAME[self.dtype]
+        if target == bool_:
+            return inputs[0] != 0  # type: ignore[no-any-return]
+        return scalar_ops.convert(inputs[0], target)  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        target = BY_NAME[self.dtype]
+        if target == bool_ and x[0].dtype != bool_:
+            return x[0].differs(0)
+        return k.cast(x[0], target)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        (x,) = node.inputs
+        return [convert(g, x.type.dtype) if x.type.dtype.is_float else None]
+
+
+# ---- functions of one argument -------------------------------------------------------------
+
+
+class Function(Elementwise):
+    """A float function; `derivative` gives the factor on g from x and the result."""
+
+    rule: ClassVar[Callable[..., Any]]
+
+    def result(self, *inputs: TensorType) -> Any:
+        need_float(inputs[0], self.name)
+        return inputs[0].dtype
+
+    def scalar(self, *x: Expr) -> Expr:
+        return type(self).rule(x[0])  # type: ignore[no-any-return]
+
+    def reference(self, *inputs: Array) -> Array:
+        """The same straight program, run by numpy: no host library is asked."""
+        (x,) = inputs
+        place = k.var("x", as_dtype(x.dtype))
+        value = k.evaluate(self.scalar(place), {"x": x})
+        return np.broadcast_to(value, x.shape)
+
+
+@primitive
+class Exp(Function):
+    name: ClassVar[str] = "exp"
+    rule = kernel_math.exp
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [multiply(g, node)]
+
+
+@primitive
+class Log(Function):
+    name: ClassVar[str] = "log"
+    rule = kernel_math.log
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [divide(g, node.inputs[0])]
+
+
+@primitive
+class Log1p(Function):
+    name: ClassVar[str] = "log1p"
+    rule = kernel_math.log1p
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [divide(g, add(node.inputs[0], 1.0))]
+
+
+@primitive
+class Expm1(Function):
+    name: ClassVar[str] = "expm1"
+    rule = kernel_math.expm1
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [multiply(g, add(node, 1.0))]
+
+
+@primitive
+class Tanh(Function):
+    """Cotangent g * (1 - y*y)."""
+
+    name: ClassVar[str] = "tanh"
+    rule = kernel_math.tanh
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [multiply(g, subtract(1.0, multiply(node, node)))]
+
+
+@primitive
+class Sigmoid(Function):
+    """1 / (1 + exp(-x)); cotangent g * (y * (1 - y))."""
+
+    name: ClassVar[str] = "sigmoid"
+    rule = kernel_math.sigmoid
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [multiply(g, multiply(node, subtract(1.0, node)))]
+
+
+@primitive
+class Erf(Function):
+    """Cotangent g * (2/sqrt(pi) * exp(-(x*x)))."""
+
+    name: ClassVar[str] = "erf"
+    rule = kernel_math.erf
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        (x,) = node.inputs
+        slope = multiply(exp(negative(multiply(x, x))), 1.1283791670955126)
+        return [multiply(g, slope)]
+
+
+@primitive
+class Sin(Function):
+    name: ClassVar[str] = "sin"
+    rule = kernel_math.sin
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [multiply(g, cos(node.inputs[0]))]
+
+
+@primitive
+class Cos(Function):
+    name: ClassVar[str] = "cos"
+    rule = kernel_math.cos
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [multiply(g, negative(sin(node.inputs[0])))]
+
+
+@primitive
+class Sqrt(Function):
+    """Cotangent g / (y + y)."""
+
+    name: ClassVar[str] = "sqrt"
+    rule = k.sqrt
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.sqrt(inputs[0])  # type: ignore[no-any-return]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [divide(g, add(node, node))]
+
+
+@primitive
+class Rsqrt(Function):
+    """1 / sqrt(x), rounded once; cotangent g * (-0.5 * (y / x))."""
+
+    name: ClassVar[str] = "rsqrt"
+    rule = kernel_math.rsqrt
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [multiply(g, multiply(divide(node, node.inputs[0]), -0.5))]
+
+
+class Step(Elementwise):
+    """Piecewise constant: no gradient but zero."""
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None]
+
+
+@primitive
+class Floor(Step):
+    name: ClassVar[str] = "floor"
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.floor(inputs[0]) if inputs[0].dtype.kind == "f" else inputs[0]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return k.floor(x[0]) if x[0].dtype.is_float else x[0]
+
+
+@primitive
+class Ceil(Step):
+    name: ClassVar[str] = "ceil"
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.ceil(inputs[0]) if inputs[0].dtype.kind == "f" else inputs[0]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return k.ceil(x[0]) if x[0].dtype.is_float else x[0]
+
+
+@primitive
+class Round(Step):
+    """To the nearest integer, ties to even."""
+
+    name: ClassVar[str] = "round"
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.rint(inputs[0]) if inputs[0].dtype.kind == "f" else inputs[0]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return k.rint(x[0]) if x[0].dtype.is_float else x[0]
+
+
+@primitive
+class Sign(Step):
+    """-1, 0 or 1 with the sign of x; sign(0) = x, sign(NaN) = NaN."""
+
+    name: ClassVar[str] = "sign"
+
+    def reference(self, *inputs: Array) -> Array:
+        (x,) = inputs
+        one = x.dtype.type(1)
+        negative = -one if x.dtype.kind in "fi" else one
+        return np.where(x > 0, one, np.where(x < 0, negative, x))
+
+    def scalar(self, *x: Expr) -> Expr:
+        (v,) = x
+        one = k.const(1, v.dtype)
+        below = v if v.dtype.kind == "uint" else k.select(v < 0, k.const(-1, v.dtype), v)
+        return k.select(v > 0, one, below)
+
+
+@primitive
+class Abs(Elementwise):
+    """Cotangent g * sign(x), zero at 0."""
+
+    name: ClassVar[str] = "abs"
+
+    def reference(self, *inputs: Array) -> Array:
+        return np.abs(inputs[0])  # type: ignore[no-any-return]
+
+    def scalar(self, *x: Expr) -> Expr:
+        if x[0].dtype.is_float:
+            return k.absolute(x[0])
+        return x[0] if x[0].dtype.kind == "uint" else k.select(x[0] < 0, -x[0], x[0])
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        (x,) = node.inputs
+        zero = _zeros(g)
+        down = where(less(x, 0.0), negative(g), zero)
+        return [where(greater(x, 0.0), g, down)]
+
+
+@primitive
+class Pow(Elementwise):
+    """a ** b for floats. Cotangents g*(b*a**(b-1)) and g*(out*log(a))."""
+
+    name: ClassVar[str] = "pow"
+
+    def result(self, *inputs: TensorType) -> Any:
+        need_float(inputs[0], "pow")
+        return inputs[0].dtype
+
+    def scalar(self, *x: Expr) -> Expr:
+        return kernel_math.pow(*x)
+
+    def reference(self, *inputs: Array) -> Array:
+        a, b = np.broadcast_arrays(*inputs)
+        places = [k.var(n, as_dtype(a.dtype)) for n in "ab"]
+        return k.evaluate(self.scalar(*places), {"a": a, "b": b})
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        a, b = node.inputs
+        slope = multiply(b, record(Pow(), a, subtract(b, 1.0)))
+        result: list[Node | None] = [None, None]
+        if a.needs_grad:
+            result[0] = unbroadcast(multiply(g, slope), a.type.shape)
+        if b.needs_grad:
+            result[1] = unbroadcast(multiply(g, multiply(node, log(a))), b.type.shape)
+        return result
+
+
+@primitive
+class StopGradient(Elementwise):
+    """The value, cut off from differentiation."""
+
+    name: ClassVar[str] = "stop_gradient"
+
+    def reference(self, *inputs: Array) -> Array:
+        return inputs[0]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None]
+
+
+# ---- the functions that users call ---------------------------------------------------------
+
+
+def _binary(make: Any, what: str) -> Callable[[Any, Any], Handle]:
+    op = make()
+
+    def call(a: Any, b: Any) -> Handle:
+        return record(op, *pair(a, b, what))
+
+    call.__name__ = call.__qualname__ = what
+    call.__doc__ = make.__doc__ or f"{what} of two tensors, elementwise with broadcasting."
+    return call
+
+
+def _unary(make: Any, what: str) -> Callable[[Any], Handle]:
+    op = make()
+
+    def call(x: Any) -> Handle:
+        return record(op, operand(x))
+
+    call.__name__ = call.__qualname__ = what
+    call.__doc__ = make.__doc__ or f"{what} of each element; f32 results are correctly rounded."
+    return call
+
+
+add = _binary(Add, "add")
+subtract = _binary(Subtract, "subtract")
+multiply = _binary(Multiply, "multiply")
+divide = _binary(Divide, "divide")
+floor_divide = _binary(FloorDivide, "floor_divide")
+remainder = _binary(Remainder, "remainder")
+minimum = _binary(Minimum, "minimum")
+maximum = _binary(Maximum, "maximum")
+less = _binary(Less, "less")
+less_equal = _binary(LessEqual, "less_equal")
+greater = _binary(Greater, "greater")
+greater_equal = _binary(GreaterEqual, "greater_equal")
+equal = _binary(Equal, "equal")
+not_equal = _binary(NotEqual, "not_equal")
+logical_and = _binary(LogicalAnd, "logical_and")
+logical_or = _binary(LogicalOr, "logical_or")
+logical_xor = _binary(LogicalXor, "logical_xor")
+logical_not = _unary(LogicalNot, "logical_not")
+negative = _unary(Negative, "negative")
+exp = _unary(Exp, "exp")
+log = _unary(Log, "log")
+log1p = _unary(Log1p, "log1p")
+expm1 = _unary(Expm1, "expm1")
+tanh = _unary(Tanh, "tanh")
+sigmoid = _unary(Sigmoid, "sigmoid")
+erf = _unary(Erf, "erf")
+sin = _unary(Sin, "sin")
+cos = _unary(Cos, "cos")
+sqrt = _unary(Sqrt, "sqrt")
+rsqrt = _unary(Rsqrt, "rsqrt")
+floor = _unary(Floor, "floor")
+ceil = _unary(Ceil, "ceil")
+round = _unary(Round, "round")
+sign = _unary(Sign, "sign")
+abs = _unary(Abs, "abs")
+stop_gradient = _unary(StopGradient, "stop_gradient")
+
+
+def fma(a: Any, b: Any, c: Any) -> Handle:
+    """a * b + c with one rounding; floats of one dtype, with broadcasting."""
+    b, c = pair(b, c, "fma")
+    a, b = pair(a, b, "fma")
+    return record(Fma(), a, b, c)
+
+
+def where(condition: Any, a: Any, b: Any) -> Handle:
+    """a where the bool condition holds, else b; with broadcasting."""
+    condition = operand(condition)
+    if condition.type.dtype != bool_:
+        raise DtypeError(
+            "where takes a bool condition", f"{condition.type}", "compare first: x > 0"
+        )
+    if is_scalar(a) and is_scalar(b):
+        a = operand(a, f32 if isinstance(a, float) or isinstance(b, float) else None)
+    return record(Where(), condition, *pair(a, b, "where"))
+
+
+def cast(x: Any, dtype: Any) -> Handle:
+    """Convert by value to a dtype."""
+    return convert(operand(x), as_dtype(dtype))
+
+
+def pow(a: Any, b: Any) -> Handle:
+    """a ** b. The Python exponents 2 and 2.0 mean a * a."""
+    if is_scalar(b) and b == 2:
+        a = operand(a)
+        return multiply(a, a)
+    if is_scalar(b) and not is_scalar(a):
+        a = operand(a)
+        b = operand(float(b) if a.type.dtype.is_float else b, weak_dtype(b, a.type.dtype, "pow"))
+    return record(Pow(), *pair(a, b, "pow"))
+
+
+def clip(x: Any, low: Any = None, high: Any = None) -> Handle:
+    """minimum(maximum(x, low), high), either bound optional; gradient zero at the bounds."""
+    x = operand(x)
+    inside = None
+    result = x
+    if low is not None:
+        low = pair(x, low, "clip")[1]
+        result, inside = maximum(result, low), greater(x, low)
+    if high is not None:
+        high = pair(x, high, "clip")[1]
+        below = less(x, high)
+        inside = below if inside is None else logical_and(inside, below)
+        result = minimum(result, high)
+    if inside is None:
+        return x
+    # The value of the bounds, the gradient of x strictly inside them.
+    return where(inside, x, stop_gradient(result))

@@ -1,0 +1,360 @@
+"""Reductions: sum, prod, max, min, any, all, argmax, argmin, and mean made of sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, ClassVar
+
+import numpy as np
+
+from diptych.dtypes import BY_NAME, Dim, Dimension, TensorType, bool_, f64, i64, product
+from diptych.errors import DtypeError, ShapeError
+from diptych.graph.node import Node, Operator, Source
+from diptych.kernel import expr as k
+from diptych.kernel import scalar as scalar_ops
+from diptych.kernel.expr import Expr
+from diptych.ops.base import Handle, convert, operand, primitive, record
+from diptych.ops.elementwise import divide, equal, multiply, where
+from diptych.ops.shape import broadcast_to, normal_axis, reshape
+
+Array = np.ndarray[Any, Any]
+BLOCK = 1024  # terms in one chain (rules 3 and 4 of the contract)
+_serial = count()
+
+
+def ordered_sum(terms: Array) -> Array:
+    """Rule 4 along axis 0: chains of 1024, then the list of their sums by the same rule."""
+    n = terms.shape[0]
+    if n == 0:
+        return np.zeros(terms.shape[1:], terms.dtype)
+    sums = []
+    for start in range(0, n, BLOCK):
+        total = terms[start].copy()
+        for term in terms[start + 1 : start + BLOCK]:
+            total = total + term
+        sums.append(total)
+    return sums[0] if len(sums) == 1 else ordered_sum(np.stack(sums))
+
+
+class Reduction(Operator):
+    """Over `axes` (ascending) as one list, lexicographic; without those axes in the result."""
+
+    axes: tuple[int, ...]
+    kind: ClassVar[str]
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        (x,) = inputs
+        return TensorType(
+            tuple(d for n, d in enumerate(x.shape) if n not in self.axes), self.result(x)
+        )
+
+    def result(self, x: TensorType) -> Any:
+        return x.dtype
+
+    def combine(self, terms: Array) -> Array:
+        raise NotImplementedError
+
+    def reference(self, *inputs: Array) -> Array:
+        (x,) = inputs
+        kept = [n for n in range(x.ndim) if n not in self.axes]
+        listed = x.transpose([*self.axes, *kept])
+        size = int(np.prod([x.shape[a] for a in self.axes], dtype=np.int64))
+        with np.errstate(all="ignore"):
+            return self.combine(listed.reshape(size, *[x.shape[n] for n in kept]))
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        (x,) = inputs
+        loops = [k.Loop(f"r{next(_serial)}", x.type.shape[a]) for a in self.axes]  # type: ignore[arg-type]
+
+        def at(*i: Expr) -> Expr:
+            outer = iter(i)
+            inner = iter(loops)
+            indices = [
+                k.index(next(inner).name) if n in self.axes else next(outer)
+                for n in range(x.type.rank)
+            ]
+            return k.fold(self.kind, loops, x.at(*indices))
+
+        return at
+
+    def spread(self, g: Node, x: Node) -> Handle:
+        """g with the reduced axes back as size 1, then broadcast over x."""
+        kept = tuple(1 if n in self.axes else d for n, d in enumerate(x.type.shape))
+        return broadcast_to(reshape(g, kept), x.type.shape)
+
+
+@primitive
+class Sum(Reduction):
+    """Integers wrap; floats by rule 4."""
+
+    axes: tuple[int, ...]
+    name: ClassVar[str] = "sum"
+    kind = "sum"
+
+    def combine(self, terms: Array) -> Array:
+        return ordered_sum(terms)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [self.spread(g, node.inputs[0])]
+
+
+@primitive
+class Prod(Reduction):
+    """Left to right. The cotangent multiplies the others: product of those before and after."""
+
+    axes: tuple[int, ...]
+    name: ClassVar[str] = "prod"
+    kind = "prod"
+
+    def combine(self, terms: Array) -> Array:
+        if terms.shape[0] == 0:
+            return np.ones(terms.shape[1:], terms.dtype)
+        total = terms[0].copy()
+        for term in terms[1:]:
+            total = total * term
+        return total  # type: ignore[no-any-return]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        """g times the product of all other terms, each read from an n x n table."""
+        (x,) = node.inputs
+        from diptych.ops.shape import transpose
+
+        kept = [n for n in range(x.type.rank) if n not in self.axes]
+        n = product(x.type.shape[a] for a in self.axes)
+        rest = tuple(x.type.shape[a] for a in kept)
+        order = [*self.axes, *kept]
+        listed = reshape(transpose(x, order), (n, *rest))
+        identity = operand(np.eye(n, dtype=bool))  # type: ignore[call-overload]
+        identity = reshape(identity, (n, n) + (1,) * len(rest))
+        table = where(identity, 1.0, broadcast_to(listed, (n, n, *rest)))
+        others = record(Prod((1,)), convert(table, x.type.dtype))
+        back = [order.index(a) for a in range(x.type.rank)]
+        spread = transpose(reshape(others, tuple(x.type.shape[a] for a in order)), back)
+        return [multiply(self.spread(g, x), spread)]
+
+
+class Extreme(Reduction):
+    """NaN propagates, -0 < +0; the cotangent goes to the first place that has the value."""
+
+    axes: tuple[int, ...]
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        (x,) = inputs
+        if any(x.shape[a] == 0 for a in self.axes):
+            raise ShapeError(
+                f"{self.name} of no elements has no value", f"{x} over {self.axes}", ""
+            )
+        return super().infer(x)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        (x,) = node.inputs
+        best = Argmax if self.kind == "max" else Argmin
+        place = self.spread(record(best(self.axes), x), x)
+        shape = tuple(d if n in self.axes else 1 for n, d in enumerate(x.type.shape))
+        from diptych.ops.indexing import arange
+
+        sizes = product(x.type.shape[a] for a in self.axes)
+        position = reshape(arange(sizes), shape)
+        return [where(equal(place, position), self.spread(g, x), operand(0.0, g.type.dtype))]
+
+
+@primitive
+class Max(Extreme):
+    axes: tuple[int, ...]
+    name: ClassVar[str] = "max"
+    kind = "max"
+
+    def combine(self, terms: Array) -> Array:
+        total = terms[0].copy()
+        for term in terms[1:]:
+            total = scalar_ops.maximum(total, term)
+        return total  # type: ignore[no-any-return]
+
+
+@primitive
+class Min(Extreme):
+    axes: tuple[int, ...]
+    name: ClassVar[str] = "min"
+    kind = "min"
+
+    def combine(self, terms: Array) -> Array:
+        total = terms[0].copy()
+        for term in terms[1:]:
+            total = scalar_ops.minimum(total, term)
+        return total  # type: ignore[no-any-return]
+
+
+class ArgExtreme(Reduction):
+    """Position in the list of the reduced axes; the first where equal, the first NaN wins."""
+
+    axes: tuple[int, ...]
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        (x,) = inputs
+        if any(x.shape[a] == 0 for a in self.axes):
+            raise ShapeError(f"{self.name} of no elements has no value", f"{x}", "")
+        return super().infer(x)
+
+    def result(self, x: TensorType) -> Any:
+        return i64
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None]
+
+
+@primitive
+class Argmax(ArgExtreme):
+    axes: tuple[int, ...]
+    name: ClassVar[str] = "argmax"
+    kind = "argmax"
+
+    def combine(self, terms: Array) -> Array:
+        return np.argmax(terms, 0).astype(np.int64)  # type: ignore[no-any-return]
+
+
+@primitive
+class Argmin(ArgExtreme):
+    axes: tuple[int, ...]
+    name: ClassVar[str] = "argmin"
+    kind = "argmin"
+
+    def combine(self, terms: Array) -> Array:
+        return np.argmin(terms, 0).astype(np.int64)  # type: ignore[no-any-return]
+
+
+class Truth(Reduction):
+    def infer(self, *inputs: TensorType) -> TensorType:
+        if inputs[0].dtype != bool_:
+            raise DtypeError(f"{self.name} takes bool", f"{inputs[0]}", "compare first: x != 0")
+        return super().infer(*inputs)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None]
+
+
+@primitive
+class Any_(Truth):
+    axes: tuple[int, ...]
+    name: ClassVar[str] = "any"
+    kind = "any"
+
+    def combine(self, terms: Array) -> Array:
+        return np.any(terms, 0)  # type: ignore[return-value]
+
+
+@primitive
+class All_(Truth):
+    axes: tuple[int, ...]
+    name: ClassVar[str] = "all"
+    kind = "all"
+
+    def combine(self, terms: Array) -> Array:
+        return np.all(terms, 0)  # type: ignore[return-value]
+
+
+def _axes(axis: Any, x: Handle, what: str) -> tuple[int, ...]:
+    rank = x.type.rank
+    if axis is None:
+        return tuple(range(rank))
+    listed = axis if isinstance(axis, list | tuple) else (axis,)
+    return tuple(sorted({normal_axis(int(a), rank, what) for a in listed}))
+
+
+def _reduce(make: Any, x: Any, axis: Any, keepdims: bool) -> Handle:
+    x = operand(x)
+    axes = _axes(axis, x, make.name)
+    result = record(make(axes), x)
+    if keepdims:
+        kept = tuple(1 if n in axes else d for n, d in enumerate(x.type.shape))
+        result = reshape(result, kept)
+    return result
+
+
+def reduce_sum(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """Sum over axes as one list: (2, 3), axis=1 -> (2,). u8, i32 and bool sum in i64."""
+    x = operand(x)
+    if x.type.dtype.is_integer or x.type.dtype == bool_:
+        x = convert(x, i64)
+    return _reduce(Sum, x, axis, keepdims)
+
+
+def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """Product over axes, left to right."""
+    return _reduce(Prod, x, axis, keepdims)
+
+
+def reduce_max(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """Greatest over axes; NaN if there is one."""
+    return _reduce(Max, x, axis, keepdims)
+
+
+def reduce_min(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """Least over axes; NaN if there is one."""
+    return _reduce(Min, x, axis, keepdims)
+
+
+def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """Position of the greatest, i64, the first where equal: (2, 3), axis=1 -> (2,)."""
+    return _reduce(Argmax, x, axis, keepdims)
+
+
+def argmin(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """Position of the least, i64, the first where equal."""
+    return _reduce(Argmin, x, axis, keepdims)
+
+
+def reduce_any(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """Whether any element is true."""
+    return _reduce(Any_, x, axis, keepdims)
+
+
+def reduce_all(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """Whether all elements are true."""
+    return _reduce(All_, x, axis, keepdims)
+
+
+def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
+    """sum / n, n rounded once to the dtype."""
+    x = operand(x)
+    if not x.type.dtype.is_float:
+        raise DtypeError("mean takes f32 or f64", f"{x.type}", "convert it with .astype('f32')")
+    axes = _axes(axis, x, "mean")
+    n = size_of(product(x.type.shape[a] for a in axes), x)
+    return divide(reduce_sum(x, axes, keepdims), n)
+
+
+@primitive
+class Size(Operator):
+    """The number of elements over `axes` of the input's shape, as a scalar of a float dtype."""
+
+    axes: tuple[int, ...]
+    dtype: str
+    name: ClassVar[str] = "size"
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        return TensorType((), BY_NAME[self.dtype])
+
+    def reference(self, *inputs: Array) -> Array:
+        n = int(np.prod([inputs[0].shape[a] for a in self.axes], dtype=np.int64))
+        return np.asarray(n, BY_NAME[self.dtype].numpy)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None]
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        n = product(inputs[0].type.shape[a] for a in self.axes)
+        return lambda: k.const(n, out.dtype)  # type: ignore[arg-type]
+
+
+def size_of(n: Dimension, x: Handle) -> Handle:
+    """n as a number of x's dtype, also where n is symbolic."""
+    if isinstance(n, Dim):
+        axes = tuple(a for a, d in enumerate(x.type.shape) if isinstance(d, Dim) and d == n)
+        if axes:
+            return record(Size(axes[:1], x.type.dtype.name), x)
+        every = tuple(range(x.type.rank))
+        if product(x.type.shape) == n:
+            return record(Size(every, x.type.dtype.name), x)
+        raise ShapeError("a mean over several axes of symbolic size", f"{x.type}", "")
+    return operand(float(n) if x.type.dtype != f64 else float(n), x.type.dtype)

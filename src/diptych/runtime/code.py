@@ -1,0 +1,131 @@
+"""LLVM text to callable machine code, with a cache of object code on disk."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from diptych import config
+from diptych.compiler.target import Target, describe
+from diptych.runtime.files import write_whole
+
+_lock = threading.Lock()
+_serial = 0
+MAGIC = b"diptych object 1\n"
+
+
+@lru_cache(maxsize=1)
+def _initialised() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+@lru_cache(maxsize=8)
+def host_target(name: str) -> Target:
+    """The description of this machine, or of less than it."""
+    _initialised()
+    return describe(
+        name, llvm.get_process_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features())
+    )
+
+
+@lru_cache(maxsize=8)
+def _machine(target: Target) -> llvm.TargetMachine:
+    _initialised()
+    found = llvm.Target.from_triple(target.triple)
+    return found.create_target_machine(
+        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="default"
+    )
+
+
+def object_code(text: str, target: Target) -> bytes:
+    """Optimise and translate one module; no pass here may change a bit."""
+    machine = _machine(target)
+    with _lock:
+        module = llvm.parse_assembly(text)
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization = False
+        options.slp_vectorization = False
+        options.loop_unrolling = False
+        builder = llvm.create_pass_builder(machine, options)
+        passes = builder.getModulePassManager()
+        passes.run(module, builder)
+        return bytes(machine.emit_object(module))
+
+
+def cached_object(text: str, target: Target) -> tuple[bytes, bool]:
+    """Object code from the cache, or made and put there; and whether it was made."""
+    folder = config.cache_folder()
+    if folder is None:
+        return object_code(text, target), True
+    versions = f"{llvmlite.__version__} {llvm.llvm_version_info} {target}\n"
+    key = hashlib.sha256((versions + text).encode()).hexdigest()
+    path = folder / key[:2] / f"{key}.o"
+    found = _read(path)
+    if found is not None:
+        return found, False
+    made = object_code(text, target)
+    _write(path, made)
+    return made, True
+
+
+def _read(path: Path) -> bytes | None:
+    """A whole entry of the cache, or None where it is missing or damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    head, digest, body = data[: len(MAGIC)], data[len(MAGIC) : len(MAGIC) + 32], data[
+        len(MAGIC) + 32 :
+    ]
+    return body if head == MAGIC and hashlib.sha256(body).digest() == digest else None
+
+
+def _write(path: Path, body: bytes) -> None:
+    """A cache that cannot be written (no rights, disk full) only costs time."""
+    try:
+        write_whole(path, MAGIC + hashlib.sha256(body).digest() + body)
+    except OSError:
+        return
+
+
+class Code:
+    """Loaded machine code: `entry` is called with the table of pointers and the arena."""
+
+    def __init__(self, text: str, target: Target, entry: str) -> None:
+        global _serial
+        data, self.compiled = cached_object(text, target)
+        self.size = len(data)
+        with _lock:
+            _serial += 1
+            name = f"diptych{_serial}"
+            builder = llvm.JITLibraryBuilder().add_object_img(data).export_symbol(entry)
+            self._library = builder.add_current_process().link(_jit(), name)
+            self.address = self._library[entry]
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+        self.entry: Callable[[int, int], int] = prototype(self.address)
+
+
+@lru_cache(maxsize=1)
+def _jit() -> llvm.orcjit.LLJIT:
+    return llvm.create_lljit_compiler(_machine(host_target("native")), use_jit_link=False)
+
+
+def assembly(text: str, target: Target) -> str:
+    """The machine code of a module as assembly text."""
+    machine = _machine(target)
+    with _lock:
+        module = llvm.parse_assembly(text)
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization = options.slp_vectorization = False
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return str(machine.emit_assembly(module))
