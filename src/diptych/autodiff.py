@@ -16,12 +16,16 @@ from diptych.ops.base import Composite
 from diptych.ops.elementwise import add
 
 
+def _ends(node: Node) -> bool:
+    return node.leaf or not node.needs_grad
+
+
 def expand(roots: Sequence[Node]) -> list[Node]:
     """Nodes under the roots for differentiation, with composites that have no gradient of their
     own replaced by their bodies; returns the new roots."""
     new: dict[int, Node] = {}
-    for node in walk(roots, stop=lambda n: not n.needs_grad):
-        if not node.needs_grad:
+    for node in walk(roots, stop=_ends):
+        if _ends(node):
             new[id(node)] = node
             continue
         inputs = tuple(new.get(id(i), i) for i in node.inputs)
@@ -41,18 +45,18 @@ def gradients(
 ) -> list[Node | None]:
     """The cotangent of each target, given those of the outputs; None where nothing flows."""
     roots = expand(outputs)
-    order = [n for n in walk(roots, stop=lambda n: not n.needs_grad) if n.needs_grad]
+    order = [n for n in walk(roots, stop=_ends) if n.needs_grad]
     wanted = {id(t) for t in targets}
     reaches = set(wanted)
     for node in order:
-        if any(id(i) in reaches for i in node.inputs):
+        if not node.leaf and any(id(i) in reaches for i in node.inputs):
             reaches.add(id(node))
     cotangent: dict[int, Node] = {}
     for root, seed in zip(roots, seeds, strict=True):
         _accumulate(cotangent, root, seed)
     for node in reversed(order):
         g = cotangent.get(id(node))
-        if g is None or not node.inputs or id(node) not in reaches:
+        if g is None or node.leaf or not node.inputs or id(node) not in reaches:
             continue
         with origin(node.where):
             parts = node.op.grad(g, node)

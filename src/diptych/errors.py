@@ -12,6 +12,21 @@ DiptychError
 
 from __future__ import annotations
 
+import os
+import sys
+
+PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def author_line() -> tuple[str, int]:
+    """File and line of the nearest frame outside this package."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return "?", 0
+
 
 class DiptychError(Exception):
     """Base of all errors raised on purpose; `rule`, `facts` and `cure` are the three lines."""
@@ -19,6 +34,10 @@ class DiptychError(Exception):
     def __init__(self, rule: str, facts: str = "", cure: str = "") -> None:
         self.rule, self.facts, self.cure = rule, facts, cure
         lines = [rule]
+        file, line = author_line()
+        place = f"{os.path.basename(file)}:{line}"
+        if facts and "    (" not in facts:
+            facts = f"{facts}    ({place})"
         if facts:
             lines.append(f"  got  {facts}")
         if cure:

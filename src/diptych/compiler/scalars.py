@@ -176,12 +176,12 @@ class Scalars:
             return self._saturating(source, target, x, lanes)
         elif target.is_float:
             code = "sitofp" if source.kind == "int" else "uitofp"
+        elif source.bits == target.bits:
+            return x
         elif target.bits < source.bits:
             code = "trunc"
         else:
             code = "sext" if source.kind == "int" else "zext"
-        if source.bits == target.bits:
-            return x
         return self.text.value(f"{code} {a} {x} to {b}")
 
     def _saturating(self, source: DType, target: DType, x: str, lanes: int) -> str:

@@ -100,9 +100,16 @@ class Constant(Leaf):
 
 
 class Node:
-    """One call of an operator. `label` is a name for people; `value` caches a computed result."""
+    """One call of an operator. `label` is a name for people; `value` caches a computed result.
 
-    __slots__ = ("__weakref__", "inputs", "label", "needs_grad", "op", "type", "value", "where")
+    A node that is a `leaf` ends differentiation: a parameter, whatever computed its value.
+    `pinned` says that somebody holds the value, so that it may not be overwritten.
+    """
+
+    __slots__ = (
+        "__weakref__", "inputs", "label", "leaf", "needs_grad", "op", "owner", "pinned",
+        "released", "type", "value", "where",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -117,6 +124,8 @@ class Node:
         self.op, self.inputs, self.type, self.where = op, inputs, type, where
         self.label, self.needs_grad = label, needs_grad
         self.value: np.ndarray[Any, Any] | None = None
+        self.leaf = self.pinned = self.released = False
+        self.owner: Any = None  # a weak reference to the handle that gets the gradient
 
     @property
     def shape(self) -> tuple[Any, ...]:

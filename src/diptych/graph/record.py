@@ -6,20 +6,17 @@ record a node, and get back a handle: a Node inside rules and bodies, a Tensor i
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from diptych.dtypes import DType
+from diptych import errors
+from diptych.dtypes import DType, as_dtype
 from diptych.graph.node import NOWHERE, Node, Operator, Where, constant_node
-
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class Recorder(ABC):
@@ -38,6 +35,10 @@ class Recorder(ABC):
         """A handle on a host array."""
 
     @abstractmethod
+    def live_scalar(self, read: Callable[[], float], dtype: DType) -> Any:
+        """A handle on a number that is read anew at every run: a learning rate, a step count."""
+
+    @abstractmethod
     def random_state(self) -> Any:
         """A handle on i64[2]: seed and stream, the stream being new at every call."""
 
@@ -54,9 +55,10 @@ class GraphRecorder(Recorder):
         return constant_node(value, dtype, _local.where)
 
     def array(self, value: np.ndarray[Any, Any]) -> Node:
-        from diptych.dtypes import as_dtype
-
         return constant_node(value, as_dtype(value.dtype), _local.where)
+
+    def live_scalar(self, read: Callable[[], float], dtype: DType) -> Node:
+        return constant_node(read(), dtype, _local.where)
 
     def random_state(self) -> Node:
         raise NotImplementedError("random operators take their state from a panel's recorder")
@@ -109,10 +111,4 @@ def origin(where: Where) -> Iterator[None]:
 
 def author_line() -> Where:
     """The nearest line outside this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if not code.co_filename.startswith(PACKAGE):
-            return Where(code.co_filename, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
-    return NOWHERE
+    return Where(*errors.author_line())

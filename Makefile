@@ -1,0 +1,19 @@
+# Every target sets up its own environment first; the README prints what each stands for.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.PHONY: demo test check
+demo: .venv/ready
+	$(BIN)/python -m diptych digits --mode all --epochs 5 --seed 0
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q
+
+check: .venv/ready
+	$(BIN)/ruff check src tests
+	$(BIN)/python -m pytest -q tests/test_layers.py

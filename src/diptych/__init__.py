@@ -1,0 +1,56 @@
+"""diptych: dynamic and static computation graphs, two panels on one hinge, the same bits."""
+
+from diptych import data, nn, optim
+from diptych.dtypes import bool_, f32, f64, i32, i64, u8
+from diptych.dynamic import PANEL, set_eager
+from diptych.errors import DiptychError
+from diptych.ops.contract import contract, matmul
+from diptych.ops.elementwise import (
+    abs,
+    cast,
+    ceil,
+    clip,
+    cos,
+    erf,
+    exp,
+    expm1,
+    floor,
+    fma,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    pow,
+    round,
+    rsqrt,
+    sigmoid,
+    sign,
+    sin,
+    sqrt,
+    tanh,
+    where,
+)
+from diptych.ops.indexing import arange, gather, one_hot, scatter_add
+from diptych.ops.reduce import argmax, argmin, mean, prod
+from diptych.ops.reduce import reduce_all as all
+from diptych.ops.reduce import reduce_any as any
+from diptych.ops.reduce import reduce_max as max
+from diptych.ops.reduce import reduce_min as min
+from diptych.ops.reduce import reduce_sum as sum
+from diptych.ops.shape import (
+    broadcast_to,
+    concat,
+    expand_dims,
+    flatten,
+    pad,
+    reshape,
+    squeeze,
+    stack,
+    transpose,
+)
+from diptych.random import manual_seed
+from diptych.static import Executor, Program, compile
+from diptych.static import data as placeholder
+from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
+
+__version__ = "0.1.0"

@@ -1,0 +1,28 @@
+"""Operators under the names that PyTorch gives them."""
+
+from diptych.ops.contract import linear
+from diptych.ops.elementwise import sigmoid, tanh
+from diptych.ops.indexing import one_hot
+from diptych.ops.losses import (
+    accuracy,
+    binary_cross_entropy,
+    cross_entropy,
+    cross_entropy_on_probabilities,
+    elu,
+    gelu,
+    l1_loss,
+    leaky_relu,
+    log_softmax,
+    mse_loss,
+    nll_loss,
+    relu,
+    silu,
+    softmax,
+    softplus,
+)
+
+__all__ = [
+    "accuracy", "binary_cross_entropy", "cross_entropy", "cross_entropy_on_probabilities", "elu",
+    "gelu", "l1_loss", "leaky_relu", "linear", "log_softmax", "mse_loss", "nll_loss", "one_hot",
+    "relu", "sigmoid", "silu", "softmax", "softplus", "tanh",
+]  # fmt: skip

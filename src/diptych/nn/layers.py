@@ -1,0 +1,104 @@
+"""Layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from diptych.nn import init
+from diptych.nn.module import Module, make_parameter
+from diptych.ops import contract, elementwise, losses, shape
+
+
+class Linear(Module):
+    """x @ weight.T + bias: (..., in_features) -> (..., out_features).
+
+    weight (out, in) and bias (out) start from U(-b, b), b = 1 / sqrt(in_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = make_parameter(lambda: init.kaiming_uniform((out_features, in_features)))
+        bound = 1.0 / math.sqrt(in_features)
+        self.bias = (
+            make_parameter(lambda: init.uniform((out_features,), -bound, bound)) if bias else None
+        )
+
+    def forward(self, *inputs: Any) -> Any:
+        return contract.linear(inputs[0], self.weight, self.bias)
+
+    def describe(self) -> str:
+        return f"{self.in_features} -> {self.out_features}" + ("" if self.bias else ", no bias")
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return losses.relu(inputs[0])
+
+
+class Tanh(Module):
+    """tanh(x)."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return elementwise.tanh(inputs[0])
+
+
+class Sigmoid(Module):
+    """1 / (1 + exp(-x))."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return elementwise.sigmoid(inputs[0])
+
+
+class GELU(Module):
+    """x * (0.5 * (1 + erf(x / sqrt(2))))."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return losses.gelu(inputs[0])
+
+
+class SiLU(Module):
+    """x * sigmoid(x)."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return losses.silu(inputs[0])
+
+
+class Softmax(Module):
+    """exp(x - max) / sum along the last axis."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return losses.softmax(inputs[0])
+
+
+class Flatten(Module):
+    """(n, ...) -> (n, features)."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return shape.flatten(inputs[0], 1)
+
+
+class Sequential(Module):
+    """Modules one after another; parameters are named 0.weight, 0.bias, 2.weight, ..."""
+
+    def __init__(self, *modules: Module) -> None:
+        for n, module in enumerate(modules):
+            setattr(self, str(n), module)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (child for _, child in self.children())
+
+    def __getitem__(self, n: int) -> Module:
+        return list(self)[n]
+
+    def __len__(self) -> int:
+        return len(list(self))
+
+    def forward(self, *inputs: Any) -> Any:
+        (x,) = inputs
+        for module in self:
+            x = module(x)
+        return x

@@ -1,0 +1,102 @@
+"""Modules: what has parameters, may contain other modules, and is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from diptych.errors import ShapeError
+from diptych.graph.record import current
+from diptych.static.program import Program
+from diptych.tensor import Parameter, Tensor
+
+Array = np.ndarray[Any, Any]
+
+
+def make_parameter(make: Callable[[], Array], trainable: bool = True) -> Parameter:
+    """A parameter; inside a program its startup gives the value."""
+    value = make()
+    parameter = Parameter(value, trainable)
+    recorder = current()
+    if isinstance(recorder, Program):
+        parameter.node.value = None
+        recorder.startup.initial.append((parameter, lambda: value))
+    return parameter
+
+
+class Module:
+    """Parameters and modules assigned as attributes are found in the order of assignment."""
+
+    training = True
+
+    def forward(self, *inputs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.forward(*inputs)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def modules(self) -> Iterator[Module]:
+        yield self
+        for _, child in self.children():
+            yield from child.modules()
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+            elif isinstance(value, Module):
+                yield from value.named_parameters(f"{prefix}{name}.")
+
+    def parameters(self) -> list[Parameter]:
+        return list(dict.fromkeys(p for _, p in self.named_parameters()))
+
+    def state_dict(self) -> dict[str, Array]:
+        """A snapshot of all parameters as numpy arrays, by name."""
+        return {name: np.array(p.numpy(), order="C") for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the values of a state_dict; names and shapes must agree."""
+        own = dict(self.named_parameters())
+        if set(own) != set(state):
+            raise ShapeError(
+                "a state_dict has a value for every parameter, and no other",
+                f"missing {sorted(set(own) - set(state))}, unknown {sorted(set(state) - set(own))}",
+                "check that the model is built the same way",
+            )
+        arrays = {n: np.asarray(v.numpy() if isinstance(v, Tensor) else v) for n, v in
+                  state.items()}
+        for name, parameter in own.items():
+            if arrays[name].shape != parameter.shape:
+                raise ShapeError(
+                    f"{name} keeps its shape",
+                    f"{list(parameter.shape)} given {list(arrays[name].shape)}",
+                    "check that the model is built the same way",
+                )
+        for name, parameter in own.items():
+            parameter.assign(arrays[name])
+
+    def train(self, mode: bool = True) -> Module:
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        return self.train(False)
+
+    def describe(self) -> str:
+        """What stands in the brackets of the repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ")
+                 for name, child in self.children()]
+        if not lines:
+            return f"{type(self).__name__}({self.describe()})"
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])

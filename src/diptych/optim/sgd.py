@@ -1,0 +1,49 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from diptych.ops.elementwise import add, fma
+from diptych.optim.optimizer import Optimizer
+from diptych.tensor import Parameter, Tensor
+
+
+class SGD(Optimizer):
+    """p <- fma(-lr, d, p).
+
+    d = g, with weight decay fma(weight_decay, p, g). With momentum v <- fma(momentum, v, d), from
+    v = d at the first step, and d = v, or with nesterov fma(momentum, v, d).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 0.001,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(parameters, lr)
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        self.velocity: dict[int, Parameter] = {}
+
+    def update(self, parameter: Parameter, grad: Tensor) -> None:
+        d = grad
+        if self.weight_decay:
+            d = fma(self.weight_decay, parameter, d)
+        if self.momentum:
+            d = self._with_momentum(parameter, d)
+        parameter.assign(fma(self.rate(parameter), d, parameter))
+
+    def _with_momentum(self, parameter: Parameter, d: Tensor) -> Tensor:
+        """v starts from zero: fma(momentum, 0, d) is d."""
+        v = self.velocity.get(id(parameter))
+        if v is None:
+            v = Parameter(np.zeros(parameter.shape, parameter.dtype.numpy), trainable=False)
+            self.velocity[id(parameter)] = v
+        new = fma(self.momentum, v, d)
+        v.assign(new)
+        return fma(self.momentum, new, d) if self.nesterov else add(new, 0.0)

@@ -1,0 +1,46 @@
+"""The generator's state: a seed, and a stream counter that every random call takes from."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+
+
+class Generator:
+    """Philox key and stream; the stream is taken when a call is recorded (rule 8)."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.lock = threading.Lock()
+        self.stream = 0
+        self._seed = seed
+
+    @property
+    def seed(self) -> int:
+        """The seed; an unseeded generator draws one and says which."""
+        if self._seed is None:
+            self._seed = secrets.randbits(31)
+            logging.getLogger("diptych").info("unseeded run: the seed drawn is %d", self._seed)
+        return self._seed
+
+    def take(self) -> tuple[int, int]:
+        """Seed and the next stream."""
+        with self.lock:
+            stream = self.stream
+            self.stream += 1
+        return self.seed, stream
+
+    def reset(self, seed: int) -> None:
+        self._seed, self.stream = int(seed), 0
+
+
+_default = Generator()
+
+
+def default_generator() -> Generator:
+    return _default
+
+
+def manual_seed(seed: int) -> None:
+    """Seed everything that is drawn from here on."""
+    _default.reset(seed)

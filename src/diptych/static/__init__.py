@@ -1,0 +1,6 @@
+"""The static panel: explicit programs, captured steps, and their executor."""
+
+from diptych.static.capture import compile
+from diptych.static.program import Executor, Program, Startup, data
+
+__all__ = ["Executor", "Program", "Startup", "compile", "data"]

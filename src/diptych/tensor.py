@@ -1,0 +1,506 @@
+"""The user's handle on one node, and the recorder that both panels share."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from diptych.autodiff import gradients
+from diptych.dtypes import DType, TensorType, as_dtype
+from diptych.engine import empty
+from diptych.errors import DtypeError, GraphError, ShapeError
+from diptych.graph.node import Node, Operator, constant_node, input_node, walk
+from diptych.graph.record import Recorder, author_line, current, origin
+from diptych.ops import contract, elementwise, indexing, reduce, shape
+
+
+Array = np.ndarray[Any, Any]
+
+
+class TensorRecorder(Recorder):
+    """Records calls as nodes and hands out tensors; the panels differ in `observe`."""
+
+    grad_enabled = True
+
+    def record(self, op: Operator, operands: Sequence[Any]) -> Tensor:
+        inputs = tuple([self.node_of(o) for o in operands])
+        type = op.infer(*[i.type for i in inputs])
+        needs = (
+            self.grad_enabled
+            and type.dtype.is_float
+            and any(i.needs_grad for i in inputs)
+            and op.name != "stop_gradient"
+        )
+        node = Node(op, inputs, type, author_line(), needs_grad=needs)
+        return self.made(Tensor(node, self))
+
+    def made(self, tensor: Tensor) -> Tensor:
+        """A hook on every new tensor."""
+        return tensor
+
+    @abstractmethod
+    def node_of(self, handle: Any) -> Node:
+        """The node that stands for a handle in what is being recorded."""
+
+    @abstractmethod
+    def observe(self, tensor: Tensor) -> Array:
+        """The value of a tensor: dynamic runs, static refuses."""
+
+    @abstractmethod
+    def assign(self, parameter: Parameter, value: Tensor) -> None:
+        """From here on the parameter has another value."""
+
+    @abstractmethod
+    def get_grad(self, handle: Tensor) -> Tensor | None: ...
+
+    @abstractmethod
+    def set_grad(self, handle: Tensor, grad: Tensor | None) -> None: ...
+
+    def boundary(self) -> None:
+        """The end of a step."""
+
+
+class Tensor:
+    """A handle on a value: shape and dtype are known at once, the data when it is looked at."""
+
+    __slots__ = ("__weakref__", "_grad", "node", "recorder")
+    __array_priority__ = 100
+
+    def __init__(self, node: Node, recorder: TensorRecorder) -> None:
+        self.node, self.recorder = node, recorder
+        self._grad: Tensor | None = None
+
+    # ---- type ------------------------------------------------------------------------------
+
+    @property
+    def type(self) -> TensorType:
+        return self.node.type
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return self.node.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.node.type.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.node.type.rank
+
+    @property
+    def size(self) -> Any:
+        return self.node.type.size
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.node.needs_grad
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ShapeError("a tensor without axes has no length", f"{self.type}", "")
+        return int(self.shape[0])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[n] for n in range(len(self)))
+
+    # ---- looking ---------------------------------------------------------------------------
+
+    def numpy(self) -> Array:
+        """The value as a read-only numpy array."""
+        value = current_panel(self).observe(self)
+        view = value.view()
+        view.flags.writeable = False
+        return view
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        value = self.numpy()
+        return value.astype(dtype) if dtype is not None else value
+
+    def item(self) -> Any:
+        """The value of a one-element tensor as a Python number."""
+        if self.size != 1:
+            raise ShapeError("item() takes a tensor of one element", f"{self.type}", ".numpy()")
+        return self.numpy().reshape(-1)[0].item()
+
+    def tolist(self) -> Any:
+        return self.numpy().tolist()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if not self.dtype.is_integer:
+            raise DtypeError("an index is an integer", f"{self.type}", "int(x)")
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __repr__(self) -> str:
+        try:
+            value = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
+        except Exception as problem:  # a display never raises
+            return f"tensor({self.type}, no value: {type(problem).__name__})"
+        return f"tensor({value}, dtype={self.dtype})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    # ---- gradients -------------------------------------------------------------------------
+
+    @property
+    def grad(self) -> Tensor | None:
+        """What backward has accumulated for this leaf."""
+        return current_panel(self).get_grad(self)
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        current_panel(self).set_grad(self, value)
+
+    def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
+        """Add d self / d leaf to `.grad` of every leaf that this value came from."""
+        panel = current_panel(self)
+        root = panel.node_of(self)
+        if root.released:
+            raise GraphError(
+                "backward releases the history it went through",
+                f"{self.type}",
+                "pass retain_graph=True to the first backward",
+            )
+        if not root.needs_grad:
+            raise GraphError(
+                "backward starts from a value that depends on a parameter",
+                f"{self.type} depends on none",
+                "check no_grad and detach, or set requires_grad on a leaf",
+            )
+        seed = _seed(panel, root, grad)
+        history = [n for n in walk([root], stop=_ends) if n.needs_grad]
+        if any(n.released for n in history):
+            raise GraphError("backward releases the history it went through", f"{self.type}",
+                             "pass retain_graph=True to the first backward")
+        leaves = [n for n in history if n.leaf]
+        for leaf, g in zip(leaves, gradients([root], [seed], leaves), strict=True):
+            owner = None if leaf.owner is None else leaf.owner()
+            if g is not None and owner is not None:
+                _add_grad(panel, owner, g)
+        if not retain_graph:
+            for node in history:
+                if not node.leaf:
+                    node.needs_grad, node.released = False, True
+
+    def detach(self) -> Tensor:
+        """The value alone, without its history: a snapshot."""
+        return elementwise.stop_gradient(self)  # type: ignore[no-any-return]
+
+    def requires_grad_(self) -> Tensor:
+        """Make this a leaf whose gradient backward computes."""
+        self.node.needs_grad = self.node.leaf = True
+        self.node.owner = weakref.ref(self)
+        return self
+
+    # ---- operators -------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> Tensor:
+        return elementwise.add(self, other)  # type: ignore[no-any-return]
+
+    def __radd__(self, other: Any) -> Tensor:
+        return elementwise.add(other, self)  # type: ignore[no-any-return]
+
+    def __sub__(self, other: Any) -> Tensor:
+        return elementwise.subtract(self, other)  # type: ignore[no-any-return]
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return elementwise.subtract(other, self)  # type: ignore[no-any-return]
+
+    def __mul__(self, other: Any) -> Tensor:
+        return elementwise.multiply(self, other)  # type: ignore[no-any-return]
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return elementwise.multiply(other, self)  # type: ignore[no-any-return]
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return elementwise.divide(self, other)  # type: ignore[no-any-return]
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return elementwise.divide(other, self)  # type: ignore[no-any-return]
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return elementwise.floor_divide(self, other)  # type: ignore[no-any-return]
+
+    def __mod__(self, other: Any) -> Tensor:
+        return elementwise.remainder(self, other)  # type: ignore[no-any-return]
+
+    def __pow__(self, other: Any) -> Tensor:
+        return elementwise.pow(self, other)  # type: ignore[no-any-return]
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return elementwise.pow(other, self)  # type: ignore[no-any-return]
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return contract.matmul(self, other)  # type: ignore[no-any-return]
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return contract.matmul(other, self)  # type: ignore[no-any-return]
+
+    def __neg__(self) -> Tensor:
+        return elementwise.negative(self)  # type: ignore[no-any-return]
+
+    def __abs__(self) -> Tensor:
+        return elementwise.abs(self)  # type: ignore[no-any-return]
+
+    def __invert__(self) -> Tensor:
+        return elementwise.logical_not(self)  # type: ignore[no-any-return]
+
+    def __and__(self, other: Any) -> Tensor:
+        return elementwise.logical_and(self, other)  # type: ignore[no-any-return]
+
+    def __or__(self, other: Any) -> Tensor:
+        return elementwise.logical_or(self, other)  # type: ignore[no-any-return]
+
+    def __xor__(self, other: Any) -> Tensor:
+        return elementwise.logical_xor(self, other)  # type: ignore[no-any-return]
+
+    def __lt__(self, other: Any) -> Tensor:
+        return elementwise.less(self, other)  # type: ignore[no-any-return]
+
+    def __le__(self, other: Any) -> Tensor:
+        return elementwise.less_equal(self, other)  # type: ignore[no-any-return]
+
+    def __gt__(self, other: Any) -> Tensor:
+        return elementwise.greater(self, other)  # type: ignore[no-any-return]
+
+    def __ge__(self, other: Any) -> Tensor:
+        return elementwise.greater_equal(self, other)  # type: ignore[no-any-return]
+
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return elementwise.equal(self, other)  # type: ignore[no-any-return]
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return elementwise.not_equal(self, other)  # type: ignore[no-any-return]
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return indexing.take(self, key)  # type: ignore[no-any-return]
+
+    @property
+    def T(self) -> Tensor:
+        return shape.transpose(self)  # type: ignore[no-any-return]
+
+    def astype(self, dtype: Any) -> Tensor:
+        return elementwise.cast(self, dtype)  # type: ignore[no-any-return]
+
+    def reshape(self, *sizes: Any) -> Tensor:
+        return shape.reshape(self, *sizes)  # type: ignore[no-any-return]
+
+    def flatten(self, start: int = 0) -> Tensor:
+        return shape.flatten(self, start)  # type: ignore[no-any-return]
+
+    def transpose(self, *order: int) -> Tensor:
+        return shape.transpose(self, order or None)  # type: ignore[no-any-return]
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.reduce_sum(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.mean(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.reduce_max(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.reduce_min(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def argmax(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.argmax(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def argmin(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.argmin(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def exp(self) -> Tensor:
+        return elementwise.exp(self)  # type: ignore[no-any-return]
+
+    def log(self) -> Tensor:
+        return elementwise.log(self)  # type: ignore[no-any-return]
+
+    def sqrt(self) -> Tensor:
+        return elementwise.sqrt(self)  # type: ignore[no-any-return]
+
+    def tanh(self) -> Tensor:
+        return elementwise.tanh(self)  # type: ignore[no-any-return]
+
+    def sigmoid(self) -> Tensor:
+        return elementwise.sigmoid(self)  # type: ignore[no-any-return]
+
+
+class Parameter(Tensor):
+    """A tensor that a program may assign: its handle stays, its value is re-bound.
+
+    Its memory order has the first axis innermost where it is a matrix, which is what a product
+    with a batch reads without packing; `numpy()` shows the usual axes.
+    """
+
+    __slots__ = ("name", "shared")
+
+    def __init__(self, value: Any, trainable: bool = True, name: str = "") -> None:
+        array = np.asarray(value)
+        axes = tuple(range(array.ndim))[::-1] if array.ndim == 2 else None
+        own = empty(array.shape, as_dtype(array.dtype).numpy, axes)
+        own[...] = array
+        node = input_node(TensorType(array.shape, as_dtype(array.dtype)), name)
+        node.value = own
+        super().__init__(node, default_panel())
+        self.name = name
+        self.bind(node, trainable and node.type.dtype.is_float)
+
+    def bind(self, node: Node, trainable: bool) -> None:
+        """Take a node as the present value."""
+        node.leaf, node.needs_grad = True, trainable
+        node.owner = weakref.ref(self)
+        self.node = node
+
+    @property
+    def trainable(self) -> bool:
+        return self.node.needs_grad
+
+    def assign(self, value: Any) -> None:
+        """Give the parameter another value of the same type."""
+        panel = current_panel(self)
+        if not isinstance(value, Tensor):
+            value = panel.array(np.ascontiguousarray(value, self.dtype.numpy))
+        if value.type != self.type:
+            raise ShapeError(
+                "a parameter keeps its type", f"{self.type} assigned {value.type}", "reshape it"
+            )
+        panel.assign(self, value)
+
+
+_panel: list[TensorRecorder] = []
+
+
+def default_panel() -> TensorRecorder:
+    """The dynamic panel of this process."""
+    return _panel[0]
+
+
+def set_default_panel(panel: TensorRecorder) -> None:
+    _panel[:] = [panel]
+
+
+def current_panel(tensor: Tensor | None = None) -> TensorRecorder:
+    """The panel that records now."""
+    recorder = current()
+    if isinstance(recorder, TensorRecorder):
+        return recorder
+    return tensor.recorder if tensor is not None else default_panel()
+
+
+def _ends(node: Node) -> bool:
+    return node.leaf or not node.needs_grad
+
+
+def _seed(panel: TensorRecorder, root: Node, grad: Any) -> Node:
+    if grad is not None:
+        given = grad if isinstance(grad, Tensor) else panel.array(np.asarray(grad, np.float32))
+        if given.type != root.type:
+            raise ShapeError(
+                "the gradient given to backward has the type of the value",
+                f"{given.type} for {root.type}",
+                "",
+            )
+        return panel.node_of(given)
+    if root.type.size != 1:
+        raise ShapeError(
+            "backward without a gradient starts from one number",
+            f"{root.type}",
+            "take the mean first, or pass a gradient",
+        )
+    return constant_node(np.ones(root.type.shape), root.type.dtype)  # type: ignore[arg-type]
+
+
+def _add_grad(panel: TensorRecorder, owner: Tensor, g: Node) -> None:
+    before = panel.get_grad(owner)
+    if before is not None:
+        with origin(g.where):
+            g = elementwise.add(panel.node_of(before), g)
+    panel.set_grad(owner, panel.made(Tensor(g, panel)))
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Record without history: nothing in here is differentiated."""
+    panel = current_panel()
+    before = panel.grad_enabled
+    panel.grad_enabled = False
+    try:
+        yield
+    finally:
+        panel.grad_enabled = before
+
+
+def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of a number, list or array. Python floats are f32, ints i64."""
+    array = np.asarray(value)
+    if dtype is not None:
+        array = array.astype(as_dtype(dtype).numpy)
+    elif array.dtype == np.float64 and not isinstance(value, np.ndarray | np.generic):
+        array = array.astype(np.float32)
+    made: Tensor = current_panel().array(array)
+    return made.requires_grad_() if requires_grad else made
+
+
+def grad(function: Callable[..., Tensor], argument: int = 0) -> Callable[..., Tensor]:
+    """The function that computes d function / d argument; may be applied again."""
+
+    def gradient(*args: Any) -> Tensor:
+        return value_and_grad(function, argument)(*args)[1]
+
+    return gradient
+
+
+def value_and_grad(
+    function: Callable[..., Tensor], argument: int = 0
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function that computes its value and its gradient in one argument."""
+
+    def both(*args: Any) -> tuple[Tensor, Tensor]:
+        given = list(args)
+        x = given[argument]
+        x = x if isinstance(x, Tensor) else tensor(x)
+        panel = current_panel(x)
+        inner = elementwise.add(x, 0.0) if not x.node.needs_grad else x
+        fresh = Node(inner.node.op, inner.node.inputs, inner.type, inner.node.where,
+                     needs_grad=True)
+        fresh.value = inner.node.value
+        given[argument] = panel.made(Tensor(fresh, panel))
+        value = function(*given)
+        return value, partials(value, [given[argument]])[0]
+
+    return both
+
+
+def partials(result: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
+    """d result / d each of the given values, zeros where nothing flows."""
+    panel = current_panel(result)
+    root = panel.node_of(result)
+    seed = _seed(panel, root, None)
+    nodes = [panel.node_of(t) for t in of]
+    found = gradients([root], [seed], nodes)
+    made = []
+    for node, g in zip(nodes, found, strict=True):
+        if g is None:
+            g = constant_node(np.zeros(node.type.shape), node.type.dtype)  # type: ignore[arg-type]
+        made.append(panel.made(Tensor(g, panel)))
+    return made
+
+

@@ -1,0 +1,38 @@
+"""Imports point down: a part imports only from rows above it and from itself."""
+
+import ast
+from pathlib import Path
+
+import diptych
+
+ROOT = Path(diptych.__file__).parent
+ROW = {
+    "errors": 0, "config": 1, "dtypes": 1, "kernel": 2, "graph": 3, "ops": 4,
+    "autodiff": 5, "interpret": 5, "compiler": 5, "runtime": 5.5, "engine": 6,
+    "random": 6, "tensor": 7, "dynamic": 8, "static": 8, "data": 8.5, "nn": 9, "optim": 9,
+    "formats": 9, "testing": 9, "view": 9, "__init__": 10, "cli": 11, "fluid": 11,
+    "__main__": 12,
+}  # fmt: skip
+
+
+def part(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_parts(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            if node.module == "diptych":
+                yield from (a.name for a in node.names)
+            elif node.module and node.module.startswith("diptych."):
+                yield node.module.split(".")[1]
+
+
+def test_imports_point_down():
+    for path in ROOT.rglob("*.py"):
+        own = part(path)
+        for other in imported_parts(path):
+            if other == own or own in ("__init__", "cli", "fluid", "__main__"):
+                continue
+            assert ROW[other] < ROW[own], f"{path.relative_to(ROOT)} imports {other}"

@@ -1,0 +1,140 @@
+"""The same training step in both panels: the same bits, one native call a step."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import engine, nn, optim
+
+STEPS = 12
+rng = np.random.default_rng(0)
+IMAGES = rng.standard_normal((STEPS, 16, 20)).astype(np.float32)
+LABELS = rng.integers(0, 10, (STEPS, 16))
+
+
+def network():
+    dp.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 33), nn.ReLU(), nn.Linear(33, 10))
+    return model, optim.SGD(model.parameters(), lr=0.1)
+
+
+def fingerprint(model):
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def step_of(model, optimizer, zero_first=False, look=False):
+    def step(images, labels):
+        if zero_first:
+            optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        if look:
+            float(loss)
+        loss.backward()
+        optimizer.step()
+        if not zero_first:
+            optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+def train_dynamic(**how):
+    model, optimizer = network()
+    step = step_of(model, optimizer, **how)
+    for images, labels in zip(IMAGES, LABELS, strict=True):
+        loss = step(dp.tensor(images), dp.tensor(labels))
+    return fingerprint(model), float(loss)
+
+
+def train_compiled(zero_first=False):
+    model, optimizer = network()
+    step = dp.compile(step_of(model, optimizer, zero_first))
+    for images, labels in zip(IMAGES, LABELS, strict=True):
+        loss = step(images, labels)
+    return fingerprint(model), float(loss)
+
+
+def train_static():
+    with dp.Program() as program:
+        images, labels = dp.placeholder("x", [None, 20]), dp.placeholder("y", [None], "i64")
+        model, optimizer = network()
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.minimize(loss)
+    executor = dp.Executor()
+    executor.run(program.startup)
+    for x, y in zip(IMAGES, LABELS, strict=True):
+        (value,) = executor.run(program, {"x": x, "y": y}, [loss])
+    return fingerprint(model), float(value)
+
+
+EXPECTED = train_dynamic()
+
+
+@pytest.mark.parametrize("how", [{"zero_first": True}, {"look": True}], ids=str)
+def test_idioms_of_the_dynamic_panel_agree(how):
+    assert train_dynamic(**how) == EXPECTED
+
+
+@pytest.mark.parametrize("zero_first", [False, True])
+def test_compiled_step_has_the_bits_of_the_dynamic_panel(zero_first):
+    assert train_compiled(zero_first) == EXPECTED
+
+
+def test_static_program_has_the_bits_of_the_dynamic_panel():
+    assert train_static() == EXPECTED
+
+
+def test_reference_device_has_the_same_bits():
+    dp.PANEL.device = "reference"
+    try:
+        assert train_dynamic() == EXPECTED
+    finally:
+        dp.PANEL.device = "cpu"
+
+
+def test_eager_has_the_same_bits_and_more_calls():
+    before = engine.STATISTICS.calls
+    dp.set_eager(True)
+    try:
+        assert train_dynamic() == EXPECTED
+    finally:
+        dp.set_eager(False)
+    assert engine.STATISTICS.calls - before > 10 * STEPS
+
+
+@pytest.mark.parametrize("zero_first", [False, True])
+def test_one_native_call_a_step(zero_first):
+    before = engine.STATISTICS.calls
+    train_dynamic(zero_first=zero_first)
+    assert engine.STATISTICS.calls - before == STEPS
+
+
+def test_article_sum():
+    a, b = dp.tensor(3.0, requires_grad=True), dp.tensor(4.0, requires_grad=True)
+    y = 2 * a + 3 * b
+    y.backward()
+    assert (y.item(), a.grad.item(), b.grad.item()) == (18.0, 2.0, 3.0)
+
+
+def test_label_out_of_range_names_the_line_and_keeps_the_weights():
+    model, optimizer = network()
+    step = step_of(model, optimizer)
+    before = fingerprint(model)
+    with pytest.raises(dp.DiptychError, match=r"label 10 .*test_panels.py"):
+        float(step(dp.tensor(IMAGES[0]), dp.tensor(np.full(16, 10))))
+    assert fingerprint(model) == before
+
+
+def test_reading_during_capture_names_the_line():
+    @dp.compile
+    def step(x):
+        return x * 2 if x.sum() > 0 else x
+
+    with pytest.raises(dp.DiptychError, match=r"where\(\.\.\.\)"):
+        step(np.ones(3, np.float32))
