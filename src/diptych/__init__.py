@@ -48,7 +48,7 @@ from diptych.ops.shape import (
     stack,
     transpose,
 )
-from diptych.random import manual_seed
+from diptych.generator import manual_seed
 from diptych.static import Executor, Program, compile
 from diptych.static import data as placeholder
 from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad

@@ -16,7 +16,7 @@ from diptych.engine import element_strides
 from diptych.errors import StartupError
 from diptych.graph.node import Graph, Input, Node, input_node, walk
 from diptych.graph.record import author_line, set_default
-from diptych.random import default_generator
+from diptych.generator import default_generator
 from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
 
 Array = np.ndarray[Any, Any]

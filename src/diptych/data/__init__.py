@@ -1,1 +1,7 @@
 """Data sets and loaders."""
+
+from diptych.data.datasets import ArrayDataset, digits, mnist
+from diptych.data.loader import DataLoader
+from diptych.data.shuffle import permutation
+
+__all__ = ["ArrayDataset", "DataLoader", "digits", "mnist", "permutation"]

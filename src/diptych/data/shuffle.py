@@ -29,3 +29,15 @@ def philox(seed: int, stream: int, count: int) -> np.ndarray[Any, Any]:
         ]
         key0, key1 = (key0 + W0) & 0xFFFFFFFF, (key1 + W1) & 0xFFFFFFFF
     return np.stack(c, 1).astype(np.uint32).reshape(-1)[:count]
+
+
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
+    """Fisher and Yates from the top: for i = n-1 .. 1 swap i with (word * (i+1)) >> 32, word
+    n-1-i of stream `epoch`."""
+    words = philox(seed, epoch, max(n - 1, 0)).astype(np.uint64)
+    tops = np.arange(n - 1, 0, -1, dtype=np.uint64)
+    picks = ((words * (tops + np.uint64(1))) >> np.uint64(32)).tolist()
+    order = list(range(n))
+    for i, j in zip(range(n - 1, 0, -1), picks, strict=True):
+        order[i], order[j] = order[j], order[i]
+    return np.array(order, np.int64)

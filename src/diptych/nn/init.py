@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diptych.data.shuffle import philox
-from diptych.random import default_generator
+from diptych.generator import default_generator
 
 Array = np.ndarray[Any, Any]
 

@@ -14,7 +14,7 @@ from diptych.engine import element_strides
 from diptych.errors import FeedError, ObservedWhileRecording, StartupError
 from diptych.graph.node import Graph, Input, Node, constant_node, input_node, walk
 from diptych.graph.record import author_line, recording
-from diptych.random import default_generator
+from diptych.generator import default_generator
 from diptych.tensor import Parameter, Tensor, TensorRecorder, default_panel
 
 Array = np.ndarray[Any, Any]

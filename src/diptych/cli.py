@@ -1,0 +1,157 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import engine, nn, optim
+from diptych.data import ArrayDataset, DataLoader, digits, mnist
+from diptych.errors import DiptychError
+
+MODES = {
+    "eager": ["eager"], "dynamic": ["dynamic"], "static": ["static"],
+    "both": ["dynamic", "static"], "all": ["eager", "dynamic", "static"],
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The entry of `diptych` and `python -m diptych`."""
+    parser = argparse.ArgumentParser(prog="diptych", description=dp.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("digits", help="train the article's network on digits")
+    train.add_argument("--data", default="digits", help="digits, mnist, or a folder of MNIST")
+    train.add_argument("--mode", default="both", choices=list(MODES))
+    train.add_argument("--epochs", type=int, default=5)
+    train.add_argument("--batch-size", type=int, default=16)
+    train.add_argument("--lr", type=float, default=0.1)
+    train.add_argument("--optimizer", choices=["sgd"], default="sgd")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="cpu", choices=["cpu", "reference"])
+    train.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        return run_digits(options)
+    except DiptychError as problem:
+        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
+        return 1
+
+
+def load(name: str) -> tuple[ArrayDataset, ArrayDataset]:
+    if name == "digits":
+        return digits("train"), digits("test")
+    folder = None if name == "mnist" else name
+    return mnist("train", folder), mnist("test", folder)
+
+
+def run_digits(options: argparse.Namespace) -> int:
+    """Train in every mode that is asked for, and say whether the weights agree."""
+    train, test = load(options.data)
+    print(f"data: {train.name}, {len(train)} to train and {len(test)} to test, {train.source}")
+    results = {}
+    for mode in MODES[options.mode]:
+        results[mode] = train_mode(mode, train, test, options)
+    hashes = {r["weights_sha256"] for r in results.values()}
+    identical = len(hashes) == 1
+    show(results, identical)
+    if train.name == "digits":
+        print("for MNIST: diptych digits --data mnist")
+    if options.json:
+        report = {
+            "data": train.name,
+            "model": f"{train.features}-100-100-{train.classes}",
+            "epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr,
+            "optimizer": options.optimizer, "seed": options.seed, "threads": 1,
+            "device": options.device, "modes": results, "identical": identical,
+        }  # fmt: skip
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0 if identical else 1
+
+
+def train_mode(
+    mode: str, train: ArrayDataset, test: ArrayDataset, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train from the same start in one mode."""
+    dp.PANEL.device = options.device
+    dp.set_eager(mode == "eager")
+    dp.manual_seed(options.seed)
+    model = nn.Sequential(
+        nn.Linear(train.features, 100), nn.ReLU(),
+        nn.Linear(100, 100), nn.ReLU(),
+        nn.Linear(100, train.classes),
+    )  # fmt: skip
+    optimizer = optim.SGD(model.parameters(), lr=options.lr)
+
+    def step(images: Any, labels: Any) -> Any:
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    run = dp.compile(step) if mode == "static" else step
+    loader = DataLoader(train, options.batch_size, shuffle=True, seed=options.seed)
+    compiling = engine.STATISTICS.compile_seconds
+    start, micros, loss, accuracy = time.perf_counter(), [], None, 0.0
+    try:
+        for epoch in range(options.epochs):
+            began = time.perf_counter()
+            for images, labels in loader:
+                loss = run(dp.tensor(images), dp.tensor(labels))
+            float(loss)  # type: ignore[arg-type]
+            micros.append((time.perf_counter() - began) / len(loader) * 1e6)
+            accuracy = evaluate(model, test)
+            print(f"  {mode:8} epoch {epoch + 1}  loss {float(loss):.4f}  test {accuracy:.4f}")  # type: ignore[arg-type]
+    finally:
+        dp.set_eager(False)
+    return {
+        "test_accuracy": accuracy,
+        "train_loss": float(loss) if loss is not None else None,
+        "us_per_step": float(np.median(micros[1:] or micros)) if micros else None,
+        "seconds": time.perf_counter() - start,
+        "compile_seconds": engine.STATISTICS.compile_seconds - compiling,
+        "weights_sha256": fingerprint(model),
+    }
+
+
+def evaluate(model: nn.Module, test: ArrayDataset) -> float:
+    """Share of the test images that are classified right."""
+    with dp.no_grad():
+        scores = model(dp.tensor(test.batch(slice(None))[0]))
+        right = scores.argmax(1).numpy() == test.labels
+    return float(right.mean())
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the raw little-endian bytes of the parameters in state_dict order."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def show(results: dict[str, dict[str, Any]], identical: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("mode", "test accuracy", "compile s", "us per step", "weights")
+    for mode, r in results.items():
+        table.add_row(
+            mode, f"{r['test_accuracy']:.4f}", f"{r['compile_seconds']:.2f}",
+            f"{r['us_per_step'] or 0:.0f}", r["weights_sha256"][:16],
+        )  # fmt: skip
+    Console().print(table)
+    print("the weights are the same to the last bit" if identical else "the weights DIFFER")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
