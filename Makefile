@@ -15,5 +15,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest -q
 
 check: .venv/ready
+	$(BIN)/ruff format --check src tests
 	$(BIN)/ruff check src tests
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py

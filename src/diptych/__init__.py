@@ -4,6 +4,7 @@ from diptych import data, nn, optim
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, set_eager
 from diptych.errors import DiptychError
+from diptych.generator import manual_seed
 from diptych.ops.contract import contract, matmul
 from diptych.ops.elementwise import (
     abs,
@@ -48,9 +49,82 @@ from diptych.ops.shape import (
     stack,
     transpose,
 )
-from diptych.generator import manual_seed
 from diptych.static import Executor, Program, compile
 from diptych.static import data as placeholder
 from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "PANEL",
+    "DiptychError",
+    "Executor",
+    "Parameter",
+    "Program",
+    "Tensor",
+    "abs",
+    "all",
+    "any",
+    "arange",
+    "argmax",
+    "argmin",
+    "bool_",
+    "broadcast_to",
+    "cast",
+    "ceil",
+    "clip",
+    "compile",
+    "concat",
+    "contract",
+    "cos",
+    "data",
+    "erf",
+    "exp",
+    "expand_dims",
+    "expm1",
+    "f32",
+    "f64",
+    "flatten",
+    "floor",
+    "fma",
+    "gather",
+    "grad",
+    "i32",
+    "i64",
+    "log",
+    "log1p",
+    "manual_seed",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "nn",
+    "no_grad",
+    "one_hot",
+    "optim",
+    "pad",
+    "partials",
+    "placeholder",
+    "pow",
+    "prod",
+    "reshape",
+    "round",
+    "rsqrt",
+    "scatter_add",
+    "set_eager",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sqrt",
+    "squeeze",
+    "stack",
+    "sum",
+    "tanh",
+    "tensor",
+    "transpose",
+    "u8",
+    "value_and_grad",
+    "where",
+]

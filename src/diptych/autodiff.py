@@ -61,8 +61,9 @@ def gradients(
         with origin(node.where):
             parts = node.op.grad(g, node)
         if len(parts) != len(node.inputs):
-            raise InternalError(f"{node.op.name} has {len(parts)} cotangents, not "
-                                f"{len(node.inputs)}")
+            raise InternalError(
+                f"{node.op.name} has {len(parts)} cotangents, not {len(node.inputs)}"
+            )
         for given, part in zip(node.inputs, parts, strict=True):
             if part is not None and given.needs_grad and id(given) in reaches:
                 _accumulate(cotangent, given, part)

@@ -53,7 +53,7 @@ bool_ = DType("bool", "bool", 1)
 
 ALL = (f32, f64, i32, i64, u8, bool_)
 BY_NAME = {d.name: d for d in ALL}
-_NUMPY = {
+_NUMPY: dict[str, np.dtype[Any]] = {
     "f32": np.dtype("float32"),
     "f64": np.dtype("float64"),
     "i32": np.dtype("int32"),

@@ -14,9 +14,9 @@ from diptych import config, engine
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.engine import element_strides
 from diptych.errors import StartupError
+from diptych.generator import default_generator
 from diptych.graph.node import Graph, Input, Node, input_node, walk
 from diptych.graph.record import author_line, set_default
-from diptych.generator import default_generator
 from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
 
 Array = np.ndarray[Any, Any]
@@ -41,11 +41,9 @@ class DynamicRecorder(TensorRecorder):
         with self.lock:
             if self.at_boundary:
                 self.at_boundary = False
-                self.run(keep=tensor)
-            self.waiting.append(weakref.ref(tensor))
-            if config_eager():
                 self.run()
-            elif len(self.waiting) > LIMIT:
+            self.waiting.append(weakref.ref(tensor))
+            if config_eager() or len(self.waiting) > LIMIT:
                 self.run()
         return tensor
 
@@ -115,7 +113,7 @@ class DynamicRecorder(TensorRecorder):
         assert tensor.node.value is not None
         return tensor.node.value
 
-    def run(self, keep: Tensor | None = None) -> None:
+    def run(self) -> None:
         """Run what is waiting; every handle that is alive becomes an output."""
         outputs = self._outputs()
         replaced, self.replaced, self.waiting = self.replaced, [], []
@@ -154,8 +152,12 @@ class DynamicRecorder(TensorRecorder):
             else:
                 key.append((node.op, node.type, *[number[id(i)] for i in node.inputs]))
         donated = self._donated(outputs, leaves, replaced)
-        full = (tuple(key), tuple(number[id(o)] for o in outputs), tuple(donated.items()),
-                self.device)
+        full = (
+            tuple(key),
+            tuple(number[id(o)] for o in outputs),
+            tuple(donated.items()),
+            self.device,
+        )
         found = self.cache.get(full)
         if found is None:
             found = self.cache[full] = self._compile(order, leaves, outputs, donated)
@@ -174,9 +176,13 @@ class DynamicRecorder(TensorRecorder):
         """Outputs that may overwrite the old value of their parameter: nobody else holds it."""
         place = {id(leaf): n for n, leaf in enumerate(leaves)}
         out = {id(o): n for n, o in enumerate(outputs)}
-        alive = {id(n) for n in walk(
-            [o for o in outputs if o.needs_grad and not o.leaf], stop=lambda n: n.value is not None
-        )}
+        alive = {
+            id(n)
+            for n in walk(
+                [o for o in outputs if o.needs_grad and not o.leaf],
+                stop=lambda n: n.value is not None,
+            )
+        }
         donated = {}
         for new, old in replaced:
             if id(new) not in out or id(old) not in place or old.pinned or id(old) in alive:
@@ -197,9 +203,7 @@ class DynamicRecorder(TensorRecorder):
             else:
                 inputs = tuple(new[id(i)] for i in node.inputs)
                 new[id(node)] = Node(node.op, inputs, node.type, node.where, label=node.label)
-        graph = Graph(
-            tuple(new[id(leaf)] for leaf in leaves), tuple(new[id(o)] for o in outputs)
-        )
+        graph = Graph(tuple(new[id(leaf)] for leaf in leaves), tuple(new[id(o)] for o in outputs))
         strides = {n: element_strides(leaf.value) for n, leaf in enumerate(leaves)}  # type: ignore[arg-type]
         return engine.compile(graph, self.device, strides, donated)
 

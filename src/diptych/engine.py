@@ -27,7 +27,7 @@ def empty(shape: Sequence[int], dtype: Any, axes: Sequence[int] | None = None) -
     start = -raw.ctypes.data % ALIGN
     flat = raw[start : start + size * dtype.itemsize].view(dtype)
     listed = flat.reshape([shape[a] for a in axes])
-    return listed.transpose([list(axes).index(n) for n in range(len(shape))])
+    return listed.transpose([list(axes).index(n) for n in range(len(shape))])  # type: ignore[no-any-return]
 
 
 def element_strides(array: Array) -> tuple[int, ...]:

@@ -41,8 +41,9 @@ def run(graph: Graph, values: Sequence[Array]) -> list[Array]:
     for node in graph.nodes:
         if id(node) not in computed:
             computed[id(node)] = run_node(node, computed)
-    return [np.ascontiguousarray(computed[id(o)]).reshape(computed[id(o)].shape)
-            for o in graph.outputs]
+    return [
+        np.ascontiguousarray(computed[id(o)]).reshape(computed[id(o)].shape) for o in graph.outputs
+    ]
 
 
 def run_node(node: Node, computed: dict[int, Array]) -> Array:
@@ -52,9 +53,11 @@ def run_node(node: Node, computed: dict[int, Array]) -> Array:
     if isinstance(node.op, Composite):
         places = list(node.inputs)
         root = inline(node, places)
-        return run(Graph(tuple(places), (root,)), inputs)[0] if len(
-            {id(p) for p in places}
-        ) == len(places) else _run_shared(root, node, inputs)
+        return (
+            run(Graph(tuple(places), (root,)), inputs)[0]
+            if len({id(p) for p in places}) == len(places)
+            else _run_shared(root, node, inputs)
+        )
     if hasattr(node.op, "checked"):
         check_positions(node, inputs)
     with np.errstate(all="ignore"):

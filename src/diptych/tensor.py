@@ -18,7 +18,6 @@ from diptych.graph.node import Node, Operator, constant_node, input_node, walk
 from diptych.graph.record import Recorder, author_line, current, origin
 from diptych.ops import contract, elementwise, indexing, reduce, shape
 
-
 Array = np.ndarray[Any, Any]
 
 
@@ -188,8 +187,11 @@ class Tensor:
         seed = _seed(panel, root, grad)
         history = [n for n in walk([root], stop=_ends) if n.needs_grad]
         if any(n.released for n in history):
-            raise GraphError("backward releases the history it went through", f"{self.type}",
-                             "pass retain_graph=True to the first backward")
+            raise GraphError(
+                "backward releases the history it went through",
+                f"{self.type}",
+                "pass retain_graph=True to the first backward",
+            )
         leaves = [n for n in history if n.leaf]
         for leaf, g in zip(leaves, gradients([root], [seed], leaves), strict=True):
             owner = None if leaf.owner is None else leaf.owner()
@@ -425,7 +427,7 @@ def _seed(panel: TensorRecorder, root: Node, grad: Any) -> Node:
             f"{root.type}",
             "take the mean first, or pass a gradient",
         )
-    return constant_node(np.ones(root.type.shape), root.type.dtype)  # type: ignore[arg-type]
+    return constant_node(np.ones(root.type.shape), root.type.dtype)
 
 
 def _add_grad(panel: TensorRecorder, owner: Tensor, g: Node) -> None:
@@ -479,8 +481,9 @@ def value_and_grad(
         x = x if isinstance(x, Tensor) else tensor(x)
         panel = current_panel(x)
         inner = elementwise.add(x, 0.0) if not x.node.needs_grad else x
-        fresh = Node(inner.node.op, inner.node.inputs, inner.type, inner.node.where,
-                     needs_grad=True)
+        fresh = Node(
+            inner.node.op, inner.node.inputs, inner.type, inner.node.where, needs_grad=True
+        )
         fresh.value = inner.node.value
         given[argument] = panel.made(Tensor(fresh, panel))
         value = function(*given)
@@ -499,8 +502,6 @@ def partials(result: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
     made = []
     for node, g in zip(nodes, found, strict=True):
         if g is None:
-            g = constant_node(np.zeros(node.type.shape), node.type.dtype)  # type: ignore[arg-type]
+            g = constant_node(np.zeros(node.type.shape), node.type.dtype)
         made.append(panel.made(Tensor(g, panel)))
     return made
-
-

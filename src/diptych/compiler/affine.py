@@ -41,8 +41,9 @@ def added(a: Affine, b: Affine) -> Affine:
     return {n: c for n, c in total.items() if c}
 
 
-def offset(indices: tuple[Expr, ...], strides: tuple[int, ...],
-           memo: dict[int, Affine | None]) -> Affine | None:
+def offset(
+    indices: tuple[Expr, ...], strides: tuple[int, ...], memo: dict[int, Affine | None]
+) -> Affine | None:
     """The affine element offset of a load, or None where an index is not affine."""
     total: Affine = {}
     for e, stride in zip(indices, strides, strict=True):

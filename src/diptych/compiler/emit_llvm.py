@@ -95,7 +95,7 @@ class KernelEmitter:
             if e.op == "load":
                 form = offset(e.args, e.attr.strides, self.affine_memo)
                 step = None if form is None else form.get(name, 0)
-                score += {None: -4.0, 0: 0.0, 1: 2.0}.get(step, -8.0)  # type: ignore[arg-type]
+                score += {None: -4.0, 0: 0.0, 1: 2.0}.get(step, -8.0)
         step = self.kernel.out.strides[axis]
         score += 1.0 if step == 1 else -4.0
         extent = self.kernel.shape[axis]
@@ -364,7 +364,7 @@ class KernelEmitter:
 
     def _fold(self, fold: k.Expr, points: list[Point]) -> list[Value]:
         """A reduction at all points at once: one loop, one accumulator a point."""
-        kind, loops = fold.attr
+        loops = fold.attr[1]
         total = 1
         for loop in loops:
             total *= loop.extent
@@ -401,8 +401,13 @@ class KernelEmitter:
         ]
 
     def _chain(
-        self, fold: k.Expr, rule: FoldRule, points: list[Point], lanes: list[int],
-        start: list[str], bounds: tuple[str, str] | None,
+        self,
+        fold: k.Expr,
+        rule: FoldRule,
+        points: list[Point],
+        lanes: list[int],
+        start: list[str],
+        bounds: tuple[str, str] | None,
     ) -> list[str]:
         """One chain over all loops, or over list positions bounds[0] to bounds[1]."""
         loops = fold.attr[1]
@@ -432,8 +437,13 @@ class KernelEmitter:
         return more
 
     def _step(
-        self, fold: k.Expr, rule: FoldRule, points: list[Point], lanes: list[int],
-        carried: list[str], more: dict[str, str],
+        self,
+        fold: k.Expr,
+        rule: FoldRule,
+        points: list[Point],
+        lanes: list[int],
+        carried: list[str],
+        more: dict[str, str],
     ) -> list[str]:
         inner = self._inner_points(points, fold, more)
         for argument in fold.args:
@@ -464,7 +474,9 @@ class KernelEmitter:
                 ended = self.scalars.call("smin", i64, 1, [end, last])
                 parts = level(n - 1, q, ended)
                 for before, part, m in zip(now, parts, lanes, strict=True):
-                    new.append(self.text.value(f"{rule.addition()} {rule.type(m)} {before}, {part}"))
+                    new.append(
+                        self.text.value(f"{rule.addition()} {rule.type(m)} {before}, {part}")
+                    )
             return new
 
         return level(len(sizes) - 1, "0", str(total))
@@ -476,7 +488,8 @@ class KernelEmitter:
         out = kernel.out
         value = self.widen(point.memo[id(kernel.value)], kernel.value.dtype, lanes)
         form: Affine = {
-            n: s for n, s, d in zip(kernel.indices, out.strides, kernel.shape, strict=True)
+            n: s
+            for n, s, d in zip(kernel.indices, out.strides, kernel.shape, strict=True)
             if d != 1
         }
         kind = "i8" if out.dtype == bool_ else llvm_type(out.dtype, 1)

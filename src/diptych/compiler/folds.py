@@ -59,13 +59,13 @@ class FoldRule:
     def _least(self) -> float:
         if self.source.is_float:
             return float("-inf")
-        return 0 if self.source.kind != "int" else -(2 ** (self.source.bits - 1))
+        return 0 if self.source.kind != "int" else -float(2 ** (self.source.bits - 1))
 
     def _greatest(self) -> float:
         if self.source.is_float:
             return float("inf")
         bits = self.source.bits
-        return 2 ** (bits - 1) - 1 if self.source.kind == "int" else 2**bits - 1
+        return 2 ** (bits - 1) - 1 if self.source.kind == "int" else 2**bits - 1  # type: ignore[no-any-return]
 
     def addition(self) -> str:
         return "fadd" if self.source.is_float else "add"
@@ -83,8 +83,14 @@ class FoldRule:
             total = emitter.text.value(f"{self.addition()} {type} {before}, {value}")
             flag = llvm_type(bool_, lanes)
             return emitter.text.value(f"select {flag} {args[0]}, {type} {total}, {type} {before}")
-        name = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum",
-                "any": "or", "all": "and"}[self.kind]
+        name = {
+            "sum": "add",
+            "prod": "mul",
+            "max": "maximum",
+            "min": "minimum",
+            "any": "or",
+            "all": "and",
+        }[self.kind]
         operation = k.Expr(name, (self.fold.args[0],) * 2, self.source)
         return emitter.scalars.apply(operation, [before, value], lanes)
 

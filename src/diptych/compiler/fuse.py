@@ -330,9 +330,7 @@ class Fusion:
         return source.at(*[zero if d == 1 else next(real) for d in source.type.shape])
 
 
-def fuse(
-    graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]
-) -> Fusion:
+def fuse(graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]) -> Fusion:
     """Kernels of a graph whose sizes are all known; `donated` maps outputs to inputs that they
     may overwrite."""
     fusion = Fusion(graph, strides, donated)

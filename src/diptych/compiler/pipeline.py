@@ -50,7 +50,9 @@ def compile_graph(
     for kernel in kernels:
         if kernel.limit is not None:
             kernel.out.kind, kernel.out.slot, kernel.out.first = (
-                "input", check_slot, 2 * kernel.out.slot
+                "input",
+                check_slot,
+                2 * kernel.out.slot,
             )
     arena = plan_memory(kernels)
     return Compiled(

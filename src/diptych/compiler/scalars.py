@@ -45,9 +45,7 @@ class Scalars:
             scalar = _TYPES[dtype.name]
             return "<" + ", ".join([f"{scalar} {value}"] * lanes) + ">"
         type = llvm_type(dtype, lanes)
-        first = self.text.value(
-            f"insertelement {type} poison, {_TYPES[dtype.name]} {value}, i64 0"
-        )
+        first = self.text.value(f"insertelement {type} poison, {_TYPES[dtype.name]} {value}, i64 0")
         return self.text.value(
             f"shufflevector {type} {first}, {type} poison, <{lanes} x i32> zeroinitializer"
         )
@@ -70,9 +68,7 @@ class Scalars:
         if e.op == "select":
             cond = llvm_type(bool_, lanes)
             kind = llvm_type(e.dtype, lanes)
-            return self.text.value(
-                f"select {cond} {args[0]}, {kind} {args[1]}, {kind} {args[2]}"
-            )
+            return self.text.value(f"select {cond} {args[0]}, {kind} {args[1]}, {kind} {args[2]}")
         if e.op in ("lt", "le", "eq", "ne"):
             return self.text.value(self._comparison(e.op, source, type, args))
         if source.is_float:

@@ -21,8 +21,9 @@ def schedule(fusion: Fusion) -> list[Kernel]:
     for output, given in fusion.donated.items():
         buffer, old = fusion.output_buffers[output], fusion.buffers[id(fusion.graph.inputs[given])]
         kernel = writer[id(buffer)]
-        if _reads_only_own_place(kernel, old) and _orderable(kernels, {**in_place,
-                                                                       id(kernel): old}):
+        if _reads_only_own_place(kernel, old) and _orderable(
+            kernels, {**in_place, id(kernel): old}
+        ):
             in_place[id(kernel)] = old
         else:
             copies.append(_through_temporary(kernel, buffer, old))
@@ -47,8 +48,10 @@ def _reads_only_own_place(kernel: Kernel, old: Buffer) -> bool:
     """Every read of the old value in the kernel is of the element about to be written."""
     for e in k.walk([kernel.value]):
         if e.op == "load" and e.attr.root is old.root:
-            own = [a.op == "index" and a.attr == n or (d == 1)
-                   for a, n, d in zip(e.args, kernel.indices, kernel.shape, strict=False)]
+            own = [
+                (a.op == "index" and a.attr == n) or (d == 1)
+                for a, n, d in zip(e.args, kernel.indices, kernel.shape, strict=False)
+            ]
             if e.attr is not old or len(e.args) != len(kernel.indices) or not all(own):
                 return False
         if e.op == "fold" and _fold_reads(e, old):

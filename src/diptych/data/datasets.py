@@ -70,8 +70,9 @@ def digits(split: str = "train") -> ArrayDataset:
     raw = files("diptych.data").joinpath("files/digits.npz").read_bytes()
     with np.load(BytesIO(raw)) as arrays:
         images, labels = arrays["images"], arrays["labels"].astype(np.int64)
-    part = {"train": slice(0, DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None),
-            "all": slice(None)}[_split(split)]
+    part = {"train": slice(0, DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None), "all": slice(None)}[
+        _split(split)
+    ]
     source = "UCI Optical Recognition of Handwritten Digits, CC BY 4.0"
     return ArrayDataset(images[part], labels[part], 16.0, 0.0, "digits", source)
 

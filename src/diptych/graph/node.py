@@ -96,7 +96,7 @@ class Constant(Leaf):
     name: ClassVar[str] = "constant"
 
     def array(self, of: TensorType) -> np.ndarray[Any, Any]:
-        return np.frombuffer(self.data, of.dtype.numpy).reshape(of.shape)  # type: ignore[arg-type]
+        return np.frombuffer(self.data, of.dtype.numpy).reshape(of.shape)
 
 
 class Node:

@@ -29,9 +29,7 @@ class Expr:
 
     __slots__ = ("args", "attr", "dtype", "op")
 
-    def __init__(
-        self, op: str, args: tuple[Expr, ...], dtype: DType, attr: Any = None
-    ) -> None:
+    def __init__(self, op: str, args: tuple[Expr, ...], dtype: DType, attr: Any = None) -> None:
         self.op, self.args, self.dtype, self.attr = op, args, dtype, attr
 
     def __add__(self, other: Operand) -> Expr:

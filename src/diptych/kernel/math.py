@@ -96,8 +96,9 @@ def log1p(x: Expr) -> Expr:
     wide = _wide(x)
     u = wide + 1.0
     correction = (wide - (u - 1.0)) / u
-    value = _log(u) + k.select(u.equals(float("inf")) | u.equals(0.0), k.const(0.0, f64),
-                               correction)
+    value = _log(u) + k.select(
+        u.equals(float("inf")) | u.equals(0.0), k.const(0.0, f64), correction
+    )
     small = k.absolute(wide) < 1e-4
     series = wide - wide * wide * _horner(wide, [1 / 2, -1 / 3, 1 / 4, -1 / 5, 1 / 6])
     return k.cast(k.select(wide.equals(0.0), wide, k.select(small, series, value)), x.dtype)

@@ -121,9 +121,11 @@ def _fma_rational(a: float, b: float, c: float) -> float:
     from fractions import Fraction
 
     if not (np.isfinite(a) and np.isfinite(b) and np.isfinite(c)):
-        return float(np.float64(a) * np.float64(b) + np.float64(c)) if not (
-            np.isfinite(a) and np.isfinite(b)
-        ) else c
+        return (
+            float(np.float64(a) * np.float64(b) + np.float64(c))
+            if not (np.isfinite(a) and np.isfinite(b))
+            else c
+        )
     exact = Fraction(a) * Fraction(b) + Fraction(c)
     if exact == 0:
         return a * b + c if (a == 0 or b == 0) else (c if c != 0 else 0.0)

@@ -70,8 +70,9 @@ class Module:
                 f"missing {sorted(set(own) - set(state))}, unknown {sorted(set(state) - set(own))}",
                 "check that the model is built the same way",
             )
-        arrays = {n: np.asarray(v.numpy() if isinstance(v, Tensor) else v) for n, v in
-                  state.items()}
+        arrays = {
+            n: np.asarray(v.numpy() if isinstance(v, Tensor) else v) for n, v in state.items()
+        }
         for name, parameter in own.items():
             if arrays[name].shape != parameter.shape:
                 raise ShapeError(
@@ -95,8 +96,9 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ")
-                 for name, child in self.children()]
+        lines = [
+            f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children()
+        ]
         if not lines:
             return f"{type(self).__name__}({self.describe()})"
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 
@@ -21,11 +21,15 @@ Handle = Any  # a Node in rules and bodies, a Tensor in the panels
 ALL: dict[str, Any] = {}  # every operator by name: primitives' classes and composites
 
 
-def primitive(cls: type[Operator]) -> type[Operator]:
+OperatorClass = TypeVar("OperatorClass", bound=type[Operator])
+
+
+@dataclass_transform(frozen_default=True)
+def primitive(cls: OperatorClass) -> OperatorClass:
     """Class decorator: a frozen dataclass that the text form can find by name."""
     made = dataclass(frozen=True)(cls)
     ALL[made.name] = made
-    return made
+    return made  # type: ignore[return-value]
 
 
 def record(op: Operator, *operands: Handle) -> Handle:
@@ -89,9 +93,7 @@ def convert(x: Handle, dtype: DType) -> Handle:
 
 def need_float(x: TensorType, what: str) -> None:
     if not x.dtype.is_float:
-        raise DtypeError(
-            f"{what} takes f32 or f64", f"{x}", "convert it with .astype('f32') first"
-        )
+        raise DtypeError(f"{what} takes f32 or f64", f"{x}", "convert it with .astype('f32') first")
 
 
 # ---- operators made of primitives ----------------------------------------------------------
@@ -164,9 +166,7 @@ class CompositeOperator:
                 for t, n in zip(inputs, self.tensor_names, strict=False)
             )
             with recording(GRAPH):
-                out = self.function(
-                    *places, **dict(zip(self.attribute_names, values, strict=True))
-                )
+                out = self.function(*places, **dict(zip(self.attribute_names, values, strict=True)))
             found = self._bodies[key] = Graph(places, (out,))
         return found
 
@@ -182,9 +182,7 @@ def inline(node: Node, inputs: Sequence[Node]) -> Node:
     """The body of a composite node as nodes that carry the line of the call."""
     assert isinstance(node.op, Composite)
     body = node.op.body(*[i.type for i in inputs])
-    new: dict[int, Node] = {
-        id(p): i for p, i in zip(body.inputs, inputs, strict=True)
-    }
+    new: dict[int, Node] = {id(p): i for p, i in zip(body.inputs, inputs, strict=True)}
     for inner in walk(body.outputs):
         if id(inner) in new:
             continue

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.dtypes import Dimension, TensorType, broadcast_shapes, promote
+from diptych.dtypes import Dimension, TensorType, as_dtype, broadcast_shapes, promote
 from diptych.errors import ShapeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
@@ -58,15 +58,13 @@ class Contract(Operator):
 
     def reference(self, *inputs: Array) -> Array:
         a, b = inputs
-        sizes = self.sizes(
-            *[TensorType(x.shape, k.as_dtype(x.dtype)) for x in inputs]
-        )
+        sizes = self.sizes(*[TensorType(x.shape, as_dtype(x.dtype)) for x in inputs])
         every = self.over + self.out
 
         def listed(x: Array, letters: str) -> Array:
             order = sorted(range(x.ndim), key=lambda n: every.index(letters[n]))
             shape = [sizes[c] if c in letters else 1 for c in every]
-            x = x.transpose(order).reshape(shape)  # type: ignore[arg-type]
+            x = x.transpose(order).reshape(shape)
             over = [sizes[c] for c in self.over]
             x = np.broadcast_to(x, [*over, *x.shape[len(over) :]])  # type: ignore[list-item]
             return x.reshape(-1, *x.shape[len(over) :]) if over else x[None]
@@ -76,12 +74,12 @@ class Contract(Operator):
         sums = []
         with np.errstate(all="ignore"):
             for start in range(0, terms_a.shape[0], BLOCK):
-                chain = np.zeros(out_shape, a.dtype)  # type: ignore[arg-type]
+                chain = np.zeros(out_shape, a.dtype)  # type: ignore[type-var]
                 for n in range(start, min(start + BLOCK, terms_a.shape[0])):
                     chain = scalar_ops.fma(terms_a[n], terms_b[n], chain)
                 sums.append(chain)
             if not sums:
-                return np.zeros(out_shape, a.dtype)  # type: ignore[arg-type]
+                return np.zeros(out_shape, a.dtype)
             return ordered_sum(np.stack(sums))
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
@@ -162,5 +160,3 @@ def linear(x: Handle, weight: Handle, bias: Handle | None = None) -> Handle:
     letters = "abcdefgh"[: len(lead)]
     product = record(Contract(letters + "k", "nk", letters + "n", "k"), x, weight)
     return product if bias is None else add(product, bias)
-
-

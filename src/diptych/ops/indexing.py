@@ -41,7 +41,7 @@ class Gather(Operator):
         return (1, 0, 0)
 
     def reference(self, *inputs: Array) -> Array:
-        return inputs[0][inputs[1]]  # type: ignore[no-any-return]
+        return inputs[0][inputs[1]]
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         x, index = node.inputs
@@ -80,7 +80,7 @@ class ScatterAdd(Operator):
 
     def reference(self, *inputs: Array) -> Array:
         index, update = inputs
-        result = np.zeros(self.shape, update.dtype)  # type: ignore[arg-type]
+        result = np.zeros(self.shape, update.dtype)  # type: ignore[type-var]
         np.add.at(result, index.reshape(-1), update.reshape(-1, *update.shape[index.ndim :]))
         return result
 
@@ -167,7 +167,7 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Ha
     return convert(result, as_dtype(dtype or i64))
 
 
-def one_hot(index: Any, classes: int, dtype: Any = f32) -> Handle:
+def one_hot(index: Any, classes: Dimension, dtype: Any = f32) -> Handle:
     """1 where the last axis equals the index, else 0: (n,) -> (n, classes)."""
     from diptych.ops.elementwise import equal
     from diptych.ops.shape import expand_dims
@@ -193,7 +193,7 @@ def take(x: Any, key: Any) -> Handle:
         size = x.type.shape[axis]
         if isinstance(part, slice):
             start, count, step = _slice(part, size)
-            shape.append(count)
+            shape.append(count)  # type: ignore[arg-type]
         elif isinstance(part, int | np.integer) and not isinstance(part, bool):
             start, count, step = _position(int(part), size, x.type), 1, 1
         else:

@@ -6,7 +6,7 @@ from diptych.dtypes import TensorType, bool_, f32, i64
 from diptych.errors import DtypeError, ShapeError
 from diptych.graph.node import Node
 from diptych.ops.base import Handle, composite, convert, need_float, operand, record
-from diptych.ops.elementwise import (  # noqa: A004
+from diptych.ops.elementwise import (
     abs,
     add,
     divide,
@@ -113,8 +113,11 @@ def log_softmax(x: Handle, *, axis: int = -1) -> Handle:
 @log_softmax.with_gradient
 def _log_softmax_gradient(g: Node, node: Node, axis: int) -> list[Node | None]:
     """g - softmax(x) * sum(g)."""
-    return [subtract(g, multiply(softmax(node.inputs[0], axis=axis),
-                                 reduce_sum(g, axis, keepdims=True)))]
+    return [
+        subtract(
+            g, multiply(softmax(node.inputs[0], axis=axis), reduce_sum(g, axis, keepdims=True))
+        )
+    ]
 
 
 def _check_labels(x: TensorType, label: TensorType, what: str) -> None:
@@ -215,5 +218,3 @@ def accuracy(x: Handle, label: Handle) -> Handle:
     """Share of rows whose greatest score is at the label: (n, c), (n,) -> f32."""
     _check_labels(x.type, label.type, "accuracy")
     return mean(convert(equal(argmax(x, 1), convert(label, i64)), f32))
-
-

@@ -44,11 +44,9 @@ class PickLabel(Operator):
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         x, label = node.inputs
-        hot = one_hot(convert(label, i64), x.type.shape[1], bool_)  # type: ignore[arg-type]
+        hot = one_hot(convert(label, i64), x.type.shape[1], bool_)
         return [where(hot, expand_dims(g, -1), operand(0.0, g.type.dtype)), None]
 
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
         x, label = inputs
         return lambda i: x.at(i, k.cast(label.at(i), i64))
-
-

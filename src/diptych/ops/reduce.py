@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.dtypes import BY_NAME, Dim, Dimension, TensorType, bool_, f64, i64, product
+from diptych.dtypes import BY_NAME, Dim, Dimension, TensorType, bool_, i64, product
 from diptych.errors import DtypeError, ShapeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
@@ -125,7 +125,7 @@ class Prod(Reduction):
         rest = tuple(x.type.shape[a] for a in kept)
         order = [*self.axes, *kept]
         listed = reshape(transpose(x, order), (n, *rest))
-        identity = operand(np.eye(n, dtype=bool))  # type: ignore[call-overload]
+        identity = operand(np.eye(n, dtype=bool))  # type: ignore[arg-type]
         identity = reshape(identity, (n, n) + (1,) * len(rest))
         table = where(identity, 1.0, broadcast_to(listed, (n, n, *rest)))
         others = record(Prod((1,)), convert(table, x.type.dtype))
@@ -240,7 +240,7 @@ class Any_(Truth):
     kind = "any"
 
     def combine(self, terms: Array) -> Array:
-        return np.any(terms, 0)  # type: ignore[return-value]
+        return np.any(terms, 0)  # type: ignore[no-any-return]
 
 
 @primitive
@@ -250,7 +250,7 @@ class All_(Truth):
     kind = "all"
 
     def combine(self, terms: Array) -> Array:
-        return np.all(terms, 0)  # type: ignore[return-value]
+        return np.all(terms, 0)  # type: ignore[no-any-return]
 
 
 def _axes(axis: Any, x: Handle, what: str) -> tuple[int, ...]:
@@ -357,4 +357,4 @@ def size_of(n: Dimension, x: Handle) -> Handle:
         if product(x.type.shape) == n:
             return record(Size(every, x.type.dtype.name), x)
         raise ShapeError("a mean over several axes of symbolic size", f"{x.type}", "")
-    return operand(float(n) if x.type.dtype != f64 else float(n), x.type.dtype)
+    return operand(float(n), x.type.dtype)

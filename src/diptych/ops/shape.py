@@ -12,8 +12,10 @@ from diptych.dtypes import (
     Dimension,
     Shape,
     TensorType,
+    bool_,
     broadcast_shapes,
     exact_quotient,
+    i64,
     product,
     promote,
 )
@@ -31,10 +33,8 @@ def broadcast_source(source: Source, shape: Shape) -> Callable[..., Expr]:
     own = source.type.shape
     skip = len(shape) - len(own)
     spread = [d == 1 and shape[skip + n] != 1 for n, d in enumerate(own)]
-    zero = k.const(0, k.i64)
-    return lambda *i: source.at(
-        *[zero if s else x for s, x in zip(spread, i[skip:], strict=True)]
-    )
+    zero = k.const(0, i64)
+    return lambda *i: source.at(*[zero if s else x for s, x in zip(spread, i[skip:], strict=True)])
 
 
 def unbroadcast(g: Handle, shape: Shape) -> Handle:
@@ -111,7 +111,7 @@ class Reshape(Operator):
         return x.with_shape(self.shape)
 
     def reference(self, *inputs: Array) -> Array:
-        return inputs[0].reshape(self.shape)  # type: ignore[arg-type]
+        return inputs[0].reshape(self.shape)
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         return [reshape(g, node.inputs[0].type.shape)]
@@ -120,7 +120,7 @@ class Reshape(Operator):
         (x,) = inputs
 
         def at(*i: Expr) -> Expr:
-            linear: Expr = k.const(0, k.i64)
+            linear: Expr = k.const(0, i64)
             for extent, position in zip(out.shape, i, strict=True):
                 linear = linear * extent + position  # type: ignore[operator]
             indices: list[Expr] = []
@@ -210,7 +210,7 @@ class Slice(Operator):
         for axis, (start, size, step) in enumerate(
             zip(self.starts, self.sizes, self.steps, strict=True)
         ):
-            result = np.take(result, start + step * np.arange(size), axis)
+            result = np.take(result, start + step * np.arange(size), axis)  # type: ignore[arg-type]
         return result
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
@@ -236,7 +236,7 @@ class Place(Operator):
 
     def reference(self, *inputs: Array) -> Array:
         (x,) = inputs
-        result = np.zeros(self.shape, x.dtype)  # type: ignore[arg-type]
+        result = np.zeros(self.shape, x.dtype)  # type: ignore[type-var]
         where = [
             s + t * np.arange(n) for s, t, n in zip(self.starts, self.steps, x.shape, strict=True)
         ]
@@ -251,7 +251,7 @@ class Place(Operator):
         parts = list(zip(self.starts, self.steps, x.type.shape, strict=True))
 
         def at(*i: Expr) -> Expr:
-            inside: Expr = k.const(True, k.bool_)
+            inside: Expr = k.const(True, bool_)
             indices = []
             for n, (start, step, size) in zip(i, parts, strict=True):
                 offset = n - start if step > 0 else start - n

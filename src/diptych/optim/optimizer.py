@@ -38,7 +38,7 @@ class Optimizer(ABC):
                     self.update(parameter, grad)
         panel.boundary()
 
-    def before_step(self) -> None:
+    def before_step(self) -> None:  # noqa: B027  (a hook, empty unless there is something)
         """A hook for numbers that all parameters of a step share."""
 
     def zero_grad(self) -> None:

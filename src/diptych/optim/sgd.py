@@ -46,4 +46,4 @@ class SGD(Optimizer):
             self.velocity[id(parameter)] = v
         new = fma(self.momentum, v, d)
         v.assign(new)
-        return fma(self.momentum, new, d) if self.nesterov else add(new, 0.0)
+        return fma(self.momentum, new, d) if self.nesterov else add(new, 0.0)  # type: ignore[no-any-return]

@@ -32,7 +32,10 @@ def host_target(name: str) -> Target:
     """The description of this machine, or of less than it."""
     _initialised()
     return describe(
-        name, llvm.get_process_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features())
+        name,
+        llvm.get_process_triple(),
+        llvm.get_host_cpu_name(),
+        dict(llvm.get_host_cpu_features()),
     )
 
 
@@ -83,9 +86,11 @@ def _read(path: Path) -> bytes | None:
         data = path.read_bytes()
     except OSError:
         return None
-    head, digest, body = data[: len(MAGIC)], data[len(MAGIC) : len(MAGIC) + 32], data[
-        len(MAGIC) + 32 :
-    ]
+    head, digest, body = (
+        data[: len(MAGIC)],
+        data[len(MAGIC) : len(MAGIC) + 32],
+        data[len(MAGIC) + 32 :],
+    )
     return body if head == MAGIC and hashlib.sha256(body).digest() == digest else None
 
 

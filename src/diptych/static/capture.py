@@ -96,9 +96,7 @@ def _host(value: Any) -> Array:
 
 
 def _guard(args: list[Any]) -> tuple[Any, ...]:
-    return tuple(
-        (tuple(a.shape), str(a.dtype)) if is_array(a) else ("value", a) for a in args
-    )
+    return tuple((tuple(a.shape), str(a.dtype)) if is_array(a) else ("value", a) for a in args)
 
 
 def compile(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,9 +12,9 @@ from diptych import engine
 from diptych.dtypes import Dim, DType, TensorType, as_dtype, bind
 from diptych.engine import element_strides
 from diptych.errors import FeedError, ObservedWhileRecording, StartupError
+from diptych.generator import default_generator
 from diptych.graph.node import Graph, Input, Node, constant_node, input_node, walk
 from diptych.graph.record import author_line, recording
-from diptych.generator import default_generator
 from diptych.tensor import Parameter, Tensor, TensorRecorder, default_panel
 
 Array = np.ndarray[Any, Any]
@@ -176,9 +176,7 @@ class Program(TensorRecorder):
         copy.live, copy.names = list(self.live), dict(self.names)
         copy.recorded, copy.startup = list(self.recorded), self.startup
         copy.present = (
-            {key: node for key, (_, node) in self.state.items()}
-            if for_test
-            else dict(self.present)
+            {key: node for key, (_, node) in self.state.items()} if for_test else dict(self.present)
         )
         return copy
 
@@ -336,9 +334,7 @@ class Plan:
             found = engine.compile(graph, device, dict(enumerate(strides)), donated)
             self.executables[key] = found
         results = found.run(inputs)
-        for (parameter, _, _), value in zip(
-            self.updates, results[len(self.wanted) :], strict=True
-        ):
+        for (parameter, _, _), value in zip(self.updates, results[len(self.wanted) :], strict=True):
             fresh = input_node(parameter.type, parameter.name)
             fresh.value = value
             parameter.bind(fresh, parameter.node.needs_grad)
@@ -396,12 +392,8 @@ def specialise(graph: Graph, sizes: Mapping[str, int]) -> Graph:
         }
         if changed:
             op = type(op)(**{**op.attributes(), **changed})
-        new[id(node)] = Node(
-            op, inputs, node.type.bound(sizes), node.where, label=node.label
-        )
-    return Graph(
-        tuple(new[id(i)] for i in graph.inputs), tuple(new[id(o)] for o in graph.outputs)
-    )
+        new[id(node)] = Node(op, inputs, node.type.bound(sizes), node.where, label=node.label)
+    return Graph(tuple(new[id(i)] for i in graph.inputs), tuple(new[id(o)] for o in graph.outputs))
 
 
 def _has_symbol(value: Any) -> bool:
