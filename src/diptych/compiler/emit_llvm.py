@@ -54,11 +54,13 @@ class KernelEmitter:
     def emit(self) -> str:
         """The whole function."""
         axes = self._ordered_axes()
+        sizes = zip(self.kernel.indices, self.kernel.shape, strict=True)
+        fixed = {name: "0" for name, extent in sizes if extent == 1}
         if axes:
             vector = axes[-1]
-            self._outer_loops(axes[:-1], {}, vector)
+            self._outer_loops(axes[:-1], fixed, vector)
         else:
-            self._points([Point({})])
+            self._points([Point(fixed)])
         self.text.do("ret void")
         body = "\n".join(self.text.lines)
         return (
@@ -83,8 +85,8 @@ class KernelEmitter:
         """Axes of the output from the outermost loop to the vector axis."""
         kernel = self.kernel
         real = [n for n, d in enumerate(kernel.shape) if d != 1]
-        if not real:
-            return []
+        if not real or kernel.limit is not None:
+            return real
         vector = max(real, key=lambda n: (self._vector_score(n), n))
         rest = sorted((n for n in real if n != vector), key=lambda n: -kernel.out.strides[n])
         return [*rest, vector]
