@@ -42,6 +42,11 @@ def bytes_(rng, shape):
     return rng.integers(0, 256, shape).astype(np.uint8)
 
 
+def seeded(call):
+    dp.manual_seed(7)
+    return call()
+
+
 def below(n):
     return lambda rng, shape: rng.integers(0, n, shape)
 
@@ -133,6 +138,9 @@ CASES = [
     Case("matmul_long", dp.matmul, [(3, 2100), (2100, 17)]),
     Case("matmul_transposed", lambda a, b: dp.matmul(a.T, b.T), [(13, 7), (21, 13)]),
     Case("linear", F.linear, [(5, 13), (9, 13), (9,)], normal, ["linear"]),
+    Case("uniform", lambda: seeded(lambda: dp.uniform((3, 11))), [], normal, ["uniform"], False),
+    Case("dropout", lambda x: seeded(lambda: F.dropout(x, 0.3)), [(9, 21)], normal,
+         ["dropout_with"], False),
     one("relu", F.relu), one("leaky_relu", F.leaky_relu), one("elu", F.elu), one("gelu", F.gelu),
     one("silu", F.silu), one("softplus", F.softplus), one("softmax", F.softmax),
     one("softmax_0", lambda x: F.softmax(x, axis=0)), one("log_softmax", F.log_softmax),

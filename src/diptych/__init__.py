@@ -32,6 +32,7 @@ from diptych.ops.elementwise import (
     where,
 )
 from diptych.ops.indexing import arange, gather, one_hot, scatter_add
+from diptych.ops.random import bernoulli, normal, uniform
 from diptych.ops.reduce import argmax, argmin, mean, prod
 from diptych.ops.reduce import reduce_all as all
 from diptych.ops.reduce import reduce_any as any
@@ -68,6 +69,7 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "bernoulli",
     "bool_",
     "broadcast_to",
     "cast",
@@ -102,6 +104,7 @@ __all__ = [
     "minimum",
     "nn",
     "no_grad",
+    "normal",
     "one_hot",
     "optim",
     "pad",
@@ -125,6 +128,7 @@ __all__ = [
     "tensor",
     "transpose",
     "u8",
+    "uniform",
     "value_and_grad",
     "where",
 ]

@@ -2,6 +2,6 @@
 
 from diptych.data.datasets import ArrayDataset, digits, mnist
 from diptych.data.loader import DataLoader
-from diptych.data.shuffle import permutation
+from diptych.philox import permutation
 
 __all__ = ["ArrayDataset", "DataLoader", "digits", "mnist", "permutation"]

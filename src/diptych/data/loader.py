@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.shuffle import permutation
 from diptych.errors import DiptychError
+from diptych.philox import permutation
 
 
 class DataLoader:

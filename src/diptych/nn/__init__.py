@@ -3,6 +3,7 @@
 from diptych.nn import functional, init
 from diptych.nn.layers import (
     GELU,
+    Dropout,
     Flatten,
     Linear,
     ReLU,
@@ -15,6 +16,17 @@ from diptych.nn.layers import (
 from diptych.nn.module import Module
 
 __all__ = [
-    "GELU", "Flatten", "Linear", "Module", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax",
-    "Tanh", "functional", "init",
-]  # fmt: skip
+    "GELU",
+    "Dropout",
+    "Flatten",
+    "Linear",
+    "Module",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "functional",
+    "init",
+]

@@ -22,7 +22,24 @@ from diptych.ops.losses import (
 )
 
 __all__ = [
-    "accuracy", "binary_cross_entropy", "cross_entropy", "cross_entropy_on_probabilities", "elu",
-    "gelu", "l1_loss", "leaky_relu", "linear", "log_softmax", "mse_loss", "nll_loss", "one_hot",
-    "relu", "sigmoid", "silu", "softmax", "softplus", "tanh",
-]  # fmt: skip
+    "accuracy",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "cross_entropy_on_probabilities",
+    "dropout",
+    "elu",
+    "gelu",
+    "l1_loss",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "mse_loss",
+    "nll_loss",
+    "one_hot",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "tanh",
+]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.shuffle import philox
 from diptych.generator import default_generator
+from diptych.philox import philox
 
 Array = np.ndarray[Any, Any]
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from diptych.errors import ValueRangeError
 from diptych.nn import init
 from diptych.nn.module import Module, make_parameter
-from diptych.ops import contract, elementwise, losses, shape
+from diptych.ops import contract, elementwise, losses, random, shape
 
 
 class Linear(Module):
@@ -72,6 +73,21 @@ class Softmax(Module):
 
     def forward(self, *inputs: Any) -> Any:
         return losses.softmax(inputs[0])
+
+
+class Dropout(Module):
+    """In training zeroes each element with probability p and scales the others by 1/(1-p)."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0.0 <= p <= 1.0:
+            raise ValueRangeError("a dropout probability lies from 0 to 1", f"p={p}", "e.g. 0.5")
+        self.p = p
+
+    def forward(self, *inputs: Any) -> Any:
+        return random.dropout(inputs[0], self.p, self.training)
+
+    def describe(self) -> str:
+        return str(self.p)
 
 
 class Flatten(Module):

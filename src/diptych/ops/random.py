@@ -1,0 +1,129 @@
+"""Random operators: Philox 4x32-10 keyed by seed and stream (rule 8 of docs/numerics.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from diptych.dtypes import Dimension, TensorType, f32, i64
+from diptych.errors import DtypeError, ShapeError, ValueRangeError
+from diptych.graph.node import Node, Operator, Source
+from diptych.graph.record import current
+from diptych.kernel import expr as k
+from diptych.kernel.expr import Expr
+from diptych.ops.base import Handle, composite, is_scalar, need_float, operand, primitive, record
+from diptych.ops.elementwise import add, cos, greater_equal, less, log, multiply, sqrt, subtract
+from diptych.ops.elementwise import where as choose
+from diptych.philox import M0, M1, MASK, W0, W1, philox
+
+Array = np.ndarray[Any, Any]
+UNIT = 2.0**-24
+
+
+def _word(seed: Expr, stream: Expr, element: Expr) -> Expr:
+    """Word `element` mod 4 of counter `element` div 4, as i64 below 2^32."""
+    mask = int(MASK)
+    counter = k.lshr(element, 2)
+    c = [counter & mask, k.lshr(counter, 32), stream & mask, k.lshr(stream, 32)]
+    key0, key1 = seed & mask, k.lshr(seed, 32)
+    for _ in range(10):
+        p0, p1 = c[0] * int(M0), c[2] * int(M1)
+        c = [
+            k.lshr(p1, 32) ^ c[1] ^ key0,
+            p1 & mask,
+            k.lshr(p0, 32) ^ c[3] ^ key1,
+            p0 & mask,
+        ]
+        key0, key1 = (key0 + W0) & mask, (key1 + W1) & mask
+    lane = element & 3
+    high = k.select(lane.equals(2), c[2], c[3])
+    return k.select(lane.equals(0), c[0], k.select(lane.equals(1), c[1], high))
+
+
+@primitive
+class Uniform(Operator):
+    """The top 24 bits of a word times 2^-24: f32 from 0 to 1 - 2^-24. Input: seed and stream."""
+
+    shape: tuple[Dimension, ...]
+    name: ClassVar[str] = "uniform"
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        if inputs[0] != TensorType((2,), i64):
+            raise DtypeError("uniform takes its state, i64[2]", f"{inputs[0]}", "dp.uniform(...)")
+        return TensorType(self.shape, f32)
+
+    def reference(self, *inputs: Array) -> Array:
+        count = int(np.prod(self.shape, dtype=np.int64))  # type: ignore[arg-type]
+        words = philox(int(inputs[0][0]), int(inputs[0][1]), count)
+        units = (words >> np.uint32(8)).astype(np.float32) * np.float32(UNIT)
+        return units.reshape(self.shape)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None]
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        state = inputs[0]
+
+        def at(*i: Expr) -> Expr:
+            element: Expr = k.const(0, i64)
+            for extent, position in zip(out.shape, i, strict=True):
+                element = element * extent + position  # type: ignore[operator]
+            seed, stream = (state.at(k.const(n, i64)) for n in range(2))
+            word = _word(seed, stream, element)
+            return k.cast(k.lshr(word, 8), f32) * UNIT
+
+        return at
+
+
+def _shape(shape: Any) -> tuple[Dimension, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def uniform(shape: Any, low: float = 0.0, high: float = 1.0) -> Handle:
+    """low + u * (high - low), u from 0 to 1 - 2^-24, f32."""
+    u = record(Uniform(_shape(shape)), current().random_state())
+    if (low, high) == (0.0, 1.0):
+        return u
+    return add(multiply(u, high - low), low)
+
+
+def normal(shape: Any, mean: float = 0.0, std: float = 1.0) -> Handle:
+    """Box and Muller: sqrt(-2 log(1 - u)) * cos(2 pi v), u the first half of the words and v the
+    second; u = 0 gives 0. Then z * std + mean, f32."""
+    shape = _shape(shape)
+    pair = record(Uniform((2, *shape)), current().random_state())
+    u, v = pair[0], pair[1]
+    radius = sqrt(multiply(log(subtract(1.0, u)), -2.0))
+    z = multiply(radius, cos(multiply(v, 6.283185307179586)))
+    return add(multiply(z, std), mean) if (mean, std) != (0.0, 1.0) else z
+
+
+def bernoulli(p: Any, shape: Any = None) -> Handle:
+    """True where u < p."""
+    if is_scalar(p):
+        if shape is None:
+            raise ShapeError("bernoulli of one number needs a shape", f"p={p}", "shape=(3,)")
+        return less(record(Uniform(_shape(shape)), current().random_state()), float(p))
+    p = operand(p)
+    return less(record(Uniform(p.type.shape), current().random_state()), p)
+
+
+@composite
+def dropout_with(x: Handle, state: Handle, *, p: float = 0.5) -> Handle:
+    """where(u >= p, x * (1 / (1 - p)), 0), u drawn by position."""
+    need_float(x.type, "dropout")
+    keep = greater_equal(record(Uniform(x.type.shape), state), p)
+    scale = 1.0 / (1.0 - p) if p < 1 else 0.0
+    return choose(keep, multiply(x, scale), operand(0.0, x.type.dtype))
+
+
+def dropout(x: Any, p: float = 0.5, training: bool = True) -> Handle:
+    """Zero each element with probability p and scale the others by 1 / (1 - p); in training."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueRangeError("a dropout probability lies from 0 to 1", f"p={p}", "e.g. 0.5")
+    x = operand(x)
+    if not training or p == 0.0:
+        return x
+    return dropout_with(x, current().random_state(), p=float(p))
