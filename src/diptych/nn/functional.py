@@ -20,6 +20,7 @@ from diptych.ops.losses import (
     softmax,
     softplus,
 )
+from diptych.ops.random import dropout
 
 __all__ = [
     "accuracy",
