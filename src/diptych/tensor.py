@@ -63,6 +63,9 @@ class TensorRecorder(Recorder):
     def boundary(self) -> None:
         """The end of a step."""
 
+    def created(self, parameter: Parameter) -> None:
+        """A parameter was made while this panel records."""
+
 
 class Tensor:
     """A handle on a value: shape and dtype are known at once, the data when it is looked at."""
@@ -352,7 +355,7 @@ class Parameter(Tensor):
     with a batch reads without packing; `numpy()` shows the usual axes.
     """
 
-    __slots__ = ("name", "shared")
+    __slots__ = ("name",)
 
     def __init__(self, value: Any, trainable: bool = True, name: str = "") -> None:
         array = np.asarray(value)
@@ -364,6 +367,7 @@ class Parameter(Tensor):
         super().__init__(node, default_panel())
         self.name = name
         self.bind(node, trainable and node.type.dtype.is_float)
+        current_panel().created(self)
 
     def bind(self, node: Node, trainable: bool) -> None:
         """Take a node as the present value."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from diptych.errors import ValueRangeError
 from diptych.nn import init
-from diptych.nn.module import Module, make_parameter
+from diptych.nn.module import Module
 from diptych.ops import contract, elementwise, losses, random, shape
+from diptych.tensor import Parameter
 
 
 class Linear(Module):
@@ -20,11 +21,9 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         self.in_features, self.out_features = in_features, out_features
-        self.weight = make_parameter(lambda: init.kaiming_uniform((out_features, in_features)))
+        self.weight = Parameter(init.kaiming_uniform((out_features, in_features)))
         bound = 1.0 / math.sqrt(in_features)
-        self.bias = (
-            make_parameter(lambda: init.uniform((out_features,), -bound, bound)) if bias else None
-        )
+        self.bias = Parameter(init.uniform((out_features,), -bound, bound)) if bias else None
 
     def forward(self, *inputs: Any) -> Any:
         return contract.linear(inputs[0], self.weight, self.bias)

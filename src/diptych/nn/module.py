@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from diptych.errors import ShapeError
-from diptych.graph.record import current
-from diptych.static.program import Program
 from diptych.tensor import Parameter, Tensor
 
 Array = np.ndarray[Any, Any]
-
-
-def make_parameter(make: Callable[[], Array], trainable: bool = True) -> Parameter:
-    """A parameter; inside a program its startup gives the value."""
-    value = make()
-    parameter = Parameter(value, trainable)
-    recorder = current()
-    if isinstance(recorder, Program):
-        parameter.node.value = None
-        recorder.startup.initial.append((parameter, lambda: value))
-    return parameter
 
 
 class Module:

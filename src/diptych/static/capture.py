@@ -22,7 +22,7 @@ class Captured:
     """One capture: a program, the structure of its result, and the gradients it leaves."""
 
     def __init__(self, function: Callable[..., Any], args: list[Any]) -> None:
-        self.program = Program()
+        self.program = Program(captured=True)
         self.arrays = [n for n, a in enumerate(args) if is_array(a)]
         given = list(args)
         for n in self.arrays:

@@ -42,7 +42,8 @@ class Program(TensorRecorder):
     program without its updates.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, captured: bool = False) -> None:
+        self.captured = captured
         self.feeds: dict[str, Feed] = {}
         self.state: dict[int, tuple[Parameter, Node]] = {}
         self.present: dict[int, Node] = {}  # the value of a parameter at this point
@@ -133,6 +134,14 @@ class Program(TensorRecorder):
             "use where(...) instead of if, return the tensor and look at it outside, or leave "
             "the function dynamic",
         )
+
+    def created(self, parameter: Parameter) -> None:
+        """Inside an explicit program the startup gives a parameter its value."""
+        if not self.captured:
+            value = parameter.node.value
+            assert value is not None
+            parameter.node.value = None
+            self.startup.initial.append((parameter, lambda: value))
 
     def assign(self, parameter: Parameter, value: Tensor) -> None:
         old = self._parameter(parameter)

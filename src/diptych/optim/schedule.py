@@ -1,0 +1,55 @@
+"""Learning-rate schedules: `step()` after an epoch sets the optimizer's lr."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+from diptych.errors import FrozenValueError
+from diptych.optim.optimizer import Optimizer
+from diptych.tensor import current_panel, default_panel
+
+
+class Schedule(ABC):
+    """lr = rate(count), count being the number of steps so far."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer, self.base, self.count = optimizer, optimizer.lr, 0
+        optimizer.lr = self.rate(0)
+
+    @abstractmethod
+    def rate(self, count: int) -> float:
+        """The learning rate after `count` steps."""
+
+    def step(self) -> None:
+        if current_panel() is not default_panel():
+            raise FrozenValueError(
+                "a schedule steps outside of a compiled function",
+                f"{type(self).__name__}.step() during capture",
+                "call it after the compiled step; the learning rate is read anew at every call",
+            )
+        self.count += 1
+        self.optimizer.lr = self.rate(self.count)
+
+
+class StepLR(Schedule):
+    """base * gamma ** (count // every)."""
+
+    def __init__(self, optimizer: Optimizer, every: int, gamma: float = 0.1) -> None:
+        self.every, self.gamma = every, gamma
+        super().__init__(optimizer)
+
+    def rate(self, count: int) -> float:
+        return float(self.base * self.gamma ** (count // self.every))
+
+
+class CosineLR(Schedule):
+    """low + (base - low) * (1 + cos(pi * min(count, total) / total)) / 2."""
+
+    def __init__(self, optimizer: Optimizer, total: int, low: float = 0.0) -> None:
+        self.total, self.low = total, low
+        super().__init__(optimizer)
+
+    def rate(self, count: int) -> float:
+        turn = math.cos(math.pi * min(count, self.total) / self.total)
+        return self.low + (self.base - self.low) * (1.0 + turn) / 2.0

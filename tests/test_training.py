@@ -1,0 +1,101 @@
+"""Whole training runs: every optimizer, in both panels and on the reference, the same bits."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import nn, optim
+
+rng = np.random.default_rng(0)
+IMAGES = rng.standard_normal((8, 12, 20)).astype(np.float32)
+LABELS = rng.integers(0, 10, (8, 12))
+
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, 0.1),
+    "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01),
+    "nesterov": lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: optim.Adam(p, 0.01, weight_decay=0.01),
+    "adamw": lambda p: optim.AdamW(p, 0.01),
+}
+
+
+def train(make, mode, clip=False, dropout=0.0, schedule=False):
+    dp.PANEL.device = "reference" if mode == "reference" else "cpu"
+    dp.set_eager(mode == "eager")
+    try:
+        return _train(make, mode, clip, dropout, schedule)
+    finally:
+        dp.set_eager(False)
+        dp.PANEL.device = "cpu"
+
+
+def _train(make, mode, clip, dropout, schedule):
+    dp.manual_seed(3)
+    model = nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Dropout(dropout), nn.Linear(24, 10))
+    optimizer = make(model.parameters())
+    scheduler = optim.CosineLR(optimizer, 8) if schedule else None
+
+    def step(x, y):
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        if clip:
+            optim.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    run = dp.compile(step) if mode == "static" else step
+    for n, (x, y) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        rows = 12 if n < 7 else 5  # a ragged last batch
+        loss = run(dp.tensor(x[:rows]), dp.tensor(y[:rows]))
+        if scheduler:
+            scheduler.step()
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.tobytes())
+    return float(loss), digest.hexdigest()
+
+
+@pytest.mark.parametrize("mode", ["static", "eager", "reference"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_agree_between_modes(name, mode):
+    assert train(OPTIMIZERS[name], mode) == train(OPTIMIZERS[name], "dynamic")
+
+
+@pytest.mark.parametrize("mode", ["static", "eager", "reference"])
+@pytest.mark.parametrize("how", [{"clip": True}, {"dropout": 0.4}, {"schedule": True}], ids=str)
+def test_clipping_dropout_and_schedules_agree_between_modes(how, mode):
+    make = OPTIMIZERS["sgd"]
+    result = train(make, "dynamic", **how)
+    assert train(make, mode, **how) == result
+    assert train(make, "dynamic") != result
+
+
+def test_a_schedule_inside_capture_is_an_error():
+    model = nn.Linear(3, 2)
+    scheduler = optim.StepLR(optim.SGD(model.parameters(), 0.1), 2)
+
+    @dp.compile
+    def step(x):
+        scheduler.step()
+        return model(x)
+
+    with pytest.raises(dp.DiptychError, match="outside of a compiled function"):
+        step(np.ones((1, 3), np.float32))
+
+
+def test_adam_follows_its_formula_in_f64():
+    p = dp.Parameter(np.array([0.5, -1.0], np.float64))
+    optimizer = optim.Adam([p], 0.1)
+    value, m, v = np.array([0.5, -1.0]), np.zeros(2), np.zeros(2)
+    for t in range(1, 6):
+        (p * p).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        g = 2 * value
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        value = value - 0.1 / (1 - 0.9**t) * m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    assert np.abs(p.numpy() - value).max() < 1e-14
