@@ -99,3 +99,32 @@ def test_adam_follows_its_formula_in_f64():
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         value = value - 0.1 / (1 - 0.9**t) * m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
     assert np.abs(p.numpy() - value).max() < 1e-14
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_scan_has_the_bits_of_the_loader_loop(name, dropout):
+    images = rng.integers(0, 17, (101, 20)).astype(np.uint8)
+    dataset = dp.data.ArrayDataset(images, rng.integers(0, 10, 101), scale=16.0, shift=-0.5)
+
+    def run(mode):
+        dp.manual_seed(5)
+        model = nn.Sequential(nn.Linear(20, 9), nn.ReLU(), nn.Dropout(dropout), nn.Linear(9, 10))
+        optimizer = OPTIMIZERS[name](model.parameters())
+        loader = dp.data.DataLoader(dataset, 16, shuffle=True, seed=2)
+
+        @dp.compile
+        def step(x, y):
+            loss = F.cross_entropy(model(x), y)
+            optimizer.minimize(loss)
+            return loss
+
+        losses = []
+        for _ in range(2):
+            if mode == "scan":
+                losses += dp.scan(step, loader)[0].tolist()
+            else:
+                losses += [float(step(x, y)) for x, y in loader]
+        return losses, [v.tobytes() for v in model.state_dict().values()]
+
+    assert run("scan") == run("loop")

@@ -50,7 +50,7 @@ from diptych.ops.shape import (
     stack,
     transpose,
 )
-from diptych.static import Executor, Program, compile
+from diptych.static import Executor, Program, compile, scan
 from diptych.static import data as placeholder
 from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
 
@@ -115,6 +115,7 @@ __all__ = [
     "reshape",
     "round",
     "rsqrt",
+    "scan",
     "scatter_add",
     "set_eager",
     "sigmoid",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from diptych import config, interpret
+from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
+from diptych.compiler.pipeline import ENTRY, compile_graph
+from diptych.compiler.target import Target
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
+from diptych.runtime.code import Code, host_target
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
@@ -52,15 +56,12 @@ class Executable:
     def __init__(
         self, graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]
     ) -> None:
-        from diptych.compiler.pipeline import ENTRY, compile_graph
-        from diptych.runtime.code import Code, host_target
-
         start = time.perf_counter()
         target = host_target(config.cpu())
         self.compiled = compile_graph(graph, strides, donated, target)
-        self.code = Code(self.compiled.llvm, target, ENTRY)
         self.graph, self.donated = graph, donated
         self.constants = self.compiled.constants
+        self.code = self._load(target)
         self.lock = threading.Lock()
         self.arenas: list[Array] = []
         self.outputs = [
@@ -71,6 +72,9 @@ class Executable:
         STATISTICS.compile_seconds += time.perf_counter() - start
         if config.debug():
             self._report(time.perf_counter() - start)
+
+    def _load(self, target: Target) -> Code:
+        return Code(self.compiled.llvm, target, ENTRY)
 
     def _report(self, seconds: float) -> None:
         import sys
@@ -86,6 +90,11 @@ class Executable:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs for inputs whose layout is the one compiled for; donated inputs are
         overwritten, and are themselves the outputs."""
+        return self._call(inputs, [], self.code.entry)
+
+    def _call(
+        self, inputs: Sequence[Array], more: list[Array], entry: Callable[[int, int], int]
+    ) -> list[Array]:
         results: list[Array] = []
         for n, (shape, dtype) in enumerate(self.outputs):
             given = self.donated.get(n)
@@ -95,12 +104,11 @@ class Executable:
         pointers += [a.__array_interface__["data"][0] for a in results]
         pointers += [a.__array_interface__["data"][0] for a in self.constants]
         pointers.append(status.__array_interface__["data"][0])
+        pointers += [a.__array_interface__["data"][0] for a in more]
         table = np.array(pointers, np.int64)
         arena = self._take_arena()
         STATISTICS.calls += 1
-        failed = self.code.entry(
-            table.__array_interface__["data"][0], arena.__array_interface__["data"][0]
-        )
+        failed = entry(table.__array_interface__["data"][0], arena.__array_interface__["data"][0])
         with self.lock:
             self.arenas.append(arena)
         if failed:
@@ -113,6 +121,43 @@ class Executable:
             if self.arenas:
                 return self.arenas.pop()
         return empty((self.compiled.arena_bytes,), np.uint8)
+
+
+class LoopExecutable(Executable):
+    """A step in a native loop: `run` takes the number of steps, and returns stacked outputs."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        strides: dict[int, tuple[int, ...]],
+        donated: dict[int, int],
+        start: int,
+        batch: int,
+        random: Sequence[int],
+    ) -> None:
+        self.place = (start, batch, tuple(random))
+        super().__init__(graph, strides, donated)
+
+    def _load(self, target: Target) -> Code:
+        start, batch, random = self.place
+        outputs = [
+            (len(self.graph.inputs) + n, int(o.type.size) * o.type.dtype.bytes)  # type: ignore[arg-type]
+            for n, o in enumerate(self.graph.outputs)
+            if n not in self.donated
+        ]
+        stacks = len(self.graph.inputs) + len(self.graph.outputs) + len(self.constants) + 1
+        loop = Loop(start, batch, tuple(outputs), stacks, random)
+        return Code(self.compiled.llvm + emit_loop(loop), target, ENTRY, LOOP_ENTRY)
+
+    def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:
+        """Each output that is not donated, stacked over the steps; donated inputs change."""
+        stacked = [
+            empty((steps, *shape), dtype)
+            for n, (shape, dtype) in enumerate(self.outputs)
+            if n not in self.donated
+        ]
+        self._call(inputs, stacked, lambda table, arena: self.code.loop(table, arena, steps))
+        return stacked
 
 
 class ReferenceExecutable:

@@ -30,6 +30,11 @@ class Generator:
             self.stream += 1
         return self.seed, stream
 
+    def skip(self, count: int) -> None:
+        """Streams that a native loop took by itself."""
+        with self.lock:
+            self.stream += count
+
     def reset(self, seed: int) -> None:
         self._seed, self.stream = int(seed), 0
 

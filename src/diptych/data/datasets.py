@@ -54,6 +54,10 @@ class ArrayDataset:
     def classes(self) -> int:
         return int(self.labels.max()) + 1
 
+    def arrays(self) -> tuple[Array, Array]:
+        """Images and labels as they lie in memory, unconverted."""
+        return np.ascontiguousarray(self.images), np.ascontiguousarray(self.labels, np.int64)
+
     def batch(self, rows: Array | slice) -> tuple[Array, Array]:
         """The rows as f32 images and i64 labels."""
         picked = self.images[rows]

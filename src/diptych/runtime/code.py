@@ -8,9 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-
-import llvmlite
-import llvmlite.binding as llvm
+from typing import Any
 
 from diptych import config
 from diptych.compiler.target import Target, describe
@@ -22,15 +20,19 @@ MAGIC = b"diptych object 1\n"
 
 
 @lru_cache(maxsize=1)
-def _initialised() -> None:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+def _llvm() -> Any:
+    """llvmlite's binding, imported at the first compile and not before."""
+    import llvmlite.binding
+
+    llvmlite.binding.initialize_native_target()
+    llvmlite.binding.initialize_native_asmprinter()
+    return llvmlite.binding
 
 
 @lru_cache(maxsize=8)
 def host_target(name: str) -> Target:
     """The description of this machine, or of less than it."""
-    _initialised()
+    llvm = _llvm()
     return describe(
         name,
         llvm.get_process_triple(),
@@ -40,8 +42,8 @@ def host_target(name: str) -> Target:
 
 
 @lru_cache(maxsize=8)
-def _machine(target: Target) -> llvm.TargetMachine:
-    _initialised()
+def _machine(target: Target) -> Any:
+    llvm = _llvm()
     found = llvm.Target.from_triple(target.triple)
     return found.create_target_machine(
         cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="default"
@@ -50,7 +52,7 @@ def _machine(target: Target) -> llvm.TargetMachine:
 
 def object_code(text: str, target: Target) -> bytes:
     """Optimise and translate one module; no pass here may change a bit."""
-    machine = _machine(target)
+    llvm, machine = _llvm(), _machine(target)
     with _lock:
         module = llvm.parse_assembly(text)
         module.verify()
@@ -69,7 +71,7 @@ def cached_object(text: str, target: Target) -> tuple[bytes, bool]:
     folder = config.cache_folder()
     if folder is None:
         return object_code(text, target), True
-    versions = f"{llvmlite.__version__} {llvm.llvm_version_info} {target}\n"
+    versions = f"{_llvm().llvm_version_info} {target}\n"
     key = hashlib.sha256((versions + text).encode()).hexdigest()
     path = folder / key[:2] / f"{key}.o"
     found = _read(path)
@@ -105,28 +107,35 @@ def _write(path: Path, body: bytes) -> None:
 class Code:
     """Loaded machine code: `entry` is called with the table of pointers and the arena."""
 
-    def __init__(self, text: str, target: Target, entry: str) -> None:
+    def __init__(self, text: str, target: Target, entry: str, loop: str = "") -> None:
         global _serial
         data, self.compiled = cached_object(text, target)
         self.size = len(data)
         with _lock:
             _serial += 1
             name = f"diptych{_serial}"
-            builder = llvm.JITLibraryBuilder().add_object_img(data).export_symbol(entry)
+            builder = _llvm().JITLibraryBuilder().add_object_img(data).export_symbol(entry)
+            if loop:
+                builder = builder.export_symbol(loop)
             self._library = builder.add_current_process().link(_jit(), name)
             self.address = self._library[entry]
         prototype = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         self.entry: Callable[[int, int], int] = prototype(self.address)
+        if loop:
+            prototype = ctypes.CFUNCTYPE(
+                ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
+            )
+            self.loop: Callable[[int, int, int], int] = prototype(self._library[loop])
 
 
 @lru_cache(maxsize=1)
-def _jit() -> llvm.orcjit.LLJIT:
-    return llvm.create_lljit_compiler(_machine(host_target("native")), use_jit_link=False)
+def _jit() -> Any:
+    return _llvm().create_lljit_compiler(_machine(host_target("native")), use_jit_link=False)
 
 
 def assembly(text: str, target: Target) -> str:
     """The machine code of a module as assembly text."""
-    machine = _machine(target)
+    llvm, machine = _llvm(), _machine(target)
     with _lock:
         module = llvm.parse_assembly(text)
         options = llvm.create_pipeline_tuning_options(speed_level=2)

@@ -386,6 +386,20 @@ class Plan:
         return np.ascontiguousarray(value)
 
 
+def rebuilt(roots: Sequence[Node], replaced: Mapping[int, Node]) -> list[Node]:
+    """The roots with some nodes, by id, replaced by others."""
+    new: dict[int, Node] = dict(replaced)
+    for node in walk(roots, stop=lambda n: id(n) in replaced):
+        if id(node) in new:
+            continue
+        inputs = tuple(new[id(i)] for i in node.inputs)
+        same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
+        new[id(node)] = (
+            node if same else Node(node.op, inputs, node.type, node.where, label=node.label)
+        )
+    return [new[id(r)] for r in roots]
+
+
 def specialise(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     """The graph with its symbolic sizes replaced by ints."""
     if not sizes:

@@ -1,0 +1,153 @@
+"""`scan`: a compiled step over a whole data set in one native call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from diptych import engine
+from diptych.dtypes import TensorType, as_dtype, i64
+from diptych.engine import element_strides
+from diptych.errors import DiptychError, ShapeError
+from diptych.graph.node import Graph, Node, input_node
+from diptych.graph.record import recording
+from diptych.ops.elementwise import add, cast, divide
+from diptych.ops.indexing import arange, gather
+from diptych.static.capture import Captured
+from diptych.static.program import rebuilt
+from diptych.tensor import default_panel
+
+Array = np.ndarray[Any, Any]
+
+
+def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
+    """One epoch of `step(images, labels)` over a DataLoader of arrays, in one native call.
+
+    The batches, their order and the conversion of uint8 pixels are the loader's, so the bits are
+    those of `for batch in loader: step(*batch)`. Returns each result of the step, stacked: a
+    loss () becomes (steps,). A last batch of another size is one call more.
+    """
+    function = getattr(step, "__wrapped__", step)
+    runs = step.__dict__.setdefault("scans", {})
+    arrays = loader.dataset.arrays()
+    order = np.ascontiguousarray(loader.order(loader.epoch), np.int64)
+    loader.epoch += 1
+    whole, rest = divmod(len(order), loader.batch_size)
+    results: list[list[Array]] = []
+    if whole:
+        results.append(_run(function, runs, loader, arrays, order, loader.batch_size, whole))
+    if rest and not loader.drop_last:
+        results.append(_run(function, runs, loader, arrays, order[-rest:], rest, 1))
+    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+
+
+def _run(
+    function: Callable[..., Any],
+    runs: dict[Any, Any],
+    loader: Any,
+    arrays: Sequence[Array],
+    order: Array,
+    batch: int,
+    steps: int,
+) -> list[Array]:
+    key = (batch, steps == 1, len(order), id(loader.dataset))
+    found = runs.get(key)
+    if found is None:
+        found = runs[key] = Scanned(function, loader.dataset, arrays, len(order), batch)
+    return found.run(arrays, order, steps)
+
+
+class Scanned:
+    """A step captured on one size of batch, with the batch made inside."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        dataset: Any,
+        arrays: Sequence[Array],
+        rows: int,
+        batch: int,
+    ) -> None:
+        sample = [
+            np.zeros((batch, *a.shape[1:]), b.dtype)
+            for a, b in zip(arrays, dataset[np.arange(1)], strict=True)
+        ]
+        self.capture = Captured(function, list(sample))
+        program = self.capture.program
+        if self.capture.kept:
+            raise DiptychError(
+                "a step that is scanned leaves no gradients behind",
+                "parameters have .grad at its end",
+                "call optimizer.zero_grad() at the end of the step",
+            )
+        self.start = input_node(TensorType((), i64), "start")
+        self.order = input_node(TensorType((rows,), i64), "order")
+        self.data = [input_node(TensorType(a.shape, as_dtype(a.dtype))) for a in arrays]
+        made = self._batch(dataset, batch)
+        feeds = [f.node for f in program.feeds.values()]
+        self.updates = program.updates()
+        self.state = list(program.state.values())
+        self.live = program.live
+        roots = [*self.capture.results, *[new for _, _, new in self.updates]]
+        inputs = [self.start, self.order, *self.data]
+        inputs += [n for _, n in self.state] + [n for n, _ in self.live]
+        new = rebuilt(roots, dict(zip(map(id, feeds), made, strict=True)))
+        self.graph = Graph(tuple(inputs), tuple(new))
+        self.executables: dict[Any, engine.LoopExecutable] = {}
+
+    def _batch(self, dataset: Any, batch: int) -> list[Node]:
+        """Rows of the data set at the positions order[start : start + batch]."""
+        from diptych.graph.record import GRAPH
+
+        with recording(GRAPH):
+            places = gather(self.order, add(arange(batch), self.start))
+            made = []
+            for source in self.data:
+                rows = gather(source, places)
+                if source.dtype.name == "u8":
+                    rows = divide(cast(rows, "f32"), float(dataset.scale))
+                    rows = add(rows, float(dataset.shift))
+                made.append(rows)
+        return made
+
+    def run(self, arrays: Sequence[Array], order: Array, steps: int) -> list[Array]:
+        panel = default_panel()
+        values: list[Array] = [np.zeros((), np.int64), order, *arrays]
+        first = len(values)
+        for parameter, _ in self.state:
+            values.append(panel.observe(parameter))
+        place = {id(p): first + n for n, (p, _) in enumerate(self.state)}
+        donated, results = {}, len(self.capture.results)
+        for n, (parameter, _, _) in enumerate(self.updates):
+            at = place[id(parameter)]
+            values[at] = values[at].copy(order="K")
+            donated[results + n] = at
+        random = []
+        for n, (node, read) in enumerate(self.live):
+            values.append(np.array(read()))
+            if node.type == TensorType((2,), i64):
+                random.append(first + len(self.state) + n)
+        if panel.device != "cpu":  # type: ignore[attr-defined]
+            raise ShapeError("scan runs on the device cpu", panel.device, "use the loop")  # type: ignore[attr-defined]
+        strides = tuple(element_strides(v) for v in values)
+        found = self.executables.get(strides)
+        if found is None:
+            found = engine.LoopExecutable(
+                self.graph, dict(enumerate(strides)), donated, 0, len(order) // steps, random
+            )
+            self.executables[strides] = found
+        stacked = found.run_steps(values, steps)
+        self._after(values, place, len(random) * (steps - 1))
+        return stacked
+
+    def _after(self, values: list[Array], place: dict[int, int], streams: int) -> None:
+        """Bind the new state, and take the streams that the loop used."""
+        from diptych.generator import default_generator
+
+        for parameter, _, _ in self.updates:
+            fresh = input_node(parameter.type, parameter.name)
+            fresh.value = values[place[id(parameter)]]
+            parameter.bind(fresh, parameter.node.needs_grad)
+        default_generator().skip(streams)
