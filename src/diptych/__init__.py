@@ -50,6 +50,7 @@ from diptych.ops.shape import (
     stack,
     transpose,
 )
+from diptych.runtime.threads import set_threads, threads
 from diptych.static import Executor, Program, compile, scan
 from diptych.static import data as placeholder
 from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
@@ -118,6 +119,7 @@ __all__ = [
     "scan",
     "scatter_add",
     "set_eager",
+    "set_threads",
     "sigmoid",
     "sign",
     "sin",
@@ -127,6 +129,7 @@ __all__ = [
     "sum",
     "tanh",
     "tensor",
+    "threads",
     "transpose",
     "u8",
     "uniform",

@@ -22,6 +22,7 @@ MODES = {
     "eager": ["eager"], "dynamic": ["dynamic"], "static": ["static"], "scan": ["scan"],
     "both": ["dynamic", "static"], "all": ["eager", "dynamic", "static", "scan"],
 }  # fmt: skip
+OPTIMIZERS: dict[str, Any] = {"sgd": optim.SGD, "adam": optim.Adam}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,8 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--epochs", type=int, default=5)
     train.add_argument("--batch-size", type=int, default=16)
     train.add_argument("--lr", type=float, default=0.1)
-    train.add_argument("--optimizer", choices=["sgd"], default="sgd")
+    train.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--threads", type=int, help="threads of a native call")
     train.add_argument("--device", default="cpu", choices=["cpu", "reference"])
     train.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -55,6 +57,8 @@ def load(name: str) -> tuple[ArrayDataset, ArrayDataset]:
 
 def run_digits(options: argparse.Namespace) -> int:
     """Train in every mode that is asked for, and say whether the weights agree."""
+    if options.threads is not None:
+        dp.set_threads(options.threads)
     train, test = load(options.data)
     print(f"data: {train.name}, {len(train)} to train and {len(test)} to test, {train.source}")
     results = {}
@@ -70,7 +74,7 @@ def run_digits(options: argparse.Namespace) -> int:
             "data": train.name,
             "model": f"{train.features}-100-100-{train.classes}",
             "epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr,
-            "optimizer": options.optimizer, "seed": options.seed, "threads": 1,
+            "optimizer": options.optimizer, "seed": options.seed, "threads": dp.threads(),
             "device": options.device, "modes": results, "identical": identical,
         }  # fmt: skip
         options.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -89,7 +93,7 @@ def train_mode(
         nn.Linear(100, 100), nn.ReLU(),
         nn.Linear(100, train.classes),
     )  # fmt: skip
-    optimizer = optim.SGD(model.parameters(), lr=options.lr)
+    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), lr=options.lr)
 
     def step(images: Any, labels: Any) -> Any:
         loss = F.cross_entropy(model(images), labels)

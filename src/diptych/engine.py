@@ -17,6 +17,7 @@ from diptych.compiler.target import Target
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
 from diptych.runtime.code import Code, host_target
+from diptych.runtime.threads import pool_address
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
@@ -74,7 +75,7 @@ class Executable:
             self._report(time.perf_counter() - start)
 
     def _load(self, target: Target) -> Code:
-        return Code(self.compiled.llvm, target, ENTRY)
+        return Code(self.compiled.llvm, target, [ENTRY])
 
     def _report(self, seconds: float) -> None:
         import sys
@@ -90,7 +91,7 @@ class Executable:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs for inputs whose layout is the one compiled for; donated inputs are
         overwritten, and are themselves the outputs."""
-        return self._call(inputs, [], self.code.entry)
+        return self._call(inputs, [], self.code.functions[ENTRY])
 
     def _call(
         self, inputs: Sequence[Array], more: list[Array], entry: Callable[[int, int], int]
@@ -104,6 +105,7 @@ class Executable:
         pointers += [a.__array_interface__["data"][0] for a in results]
         pointers += [a.__array_interface__["data"][0] for a in self.constants]
         pointers.append(status.__array_interface__["data"][0])
+        pointers.append(pool_address())
         pointers += [a.__array_interface__["data"][0] for a in more]
         table = np.array(pointers, np.int64)
         arena = self._take_arena()
@@ -145,9 +147,9 @@ class LoopExecutable(Executable):
             for n, o in enumerate(self.graph.outputs)
             if n not in self.donated
         ]
-        stacks = len(self.graph.inputs) + len(self.graph.outputs) + len(self.constants) + 1
+        stacks = len(self.graph.inputs) + len(self.graph.outputs) + len(self.constants) + 2
         loop = Loop(start, batch, tuple(outputs), stacks, random)
-        return Code(self.compiled.llvm + emit_loop(loop), target, ENTRY, LOOP_ENTRY)
+        return Code(self.compiled.llvm + emit_loop(loop), target, [ENTRY], [LOOP_ENTRY])
 
     def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:
         """Each output that is not donated, stacked over the steps; donated inputs change."""
@@ -156,7 +158,8 @@ class LoopExecutable(Executable):
             for n, (shape, dtype) in enumerate(self.outputs)
             if n not in self.donated
         ]
-        self._call(inputs, stacked, lambda table, arena: self.code.loop(table, arena, steps))
+        loop = self.code.functions[LOOP_ENTRY]
+        self._call(inputs, stacked, lambda table, arena: loop(table, arena, steps))
         return stacked
 
 

@@ -8,6 +8,9 @@ each element is its own chain, in the order of the contract, so no choice here c
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from diptych.compiler.affine import Affine, offset
@@ -20,6 +23,8 @@ from diptych.dtypes import DType, bool_, i64
 from diptych.kernel import expr as k
 
 BLOCK = 1024
+PARALLEL_COST = 1 << 21  # scalar operations below which a kernel stays on one thread
+FEW_UNITS = 8
 Value = tuple[str, int]  # name, lanes
 
 
@@ -45,6 +50,8 @@ class KernelEmitter:
         self.lanes = 1
         self.mask: str | None = None
         self.vector_index = ""
+        self.split = -1  # the axis that threads divide; its units are tiles
+        self.units = 1
         self.pointers: dict[int, str] = {}
         for buffer in dict.fromkeys([*kernel.reads, kernel.out]):
             self.pointers[id(buffer)] = self._pointer(buffer)
@@ -58,6 +65,7 @@ class KernelEmitter:
         fixed = {name: "0" for name, extent in sizes if extent == 1}
         if axes:
             vector = axes[-1]
+            self._choose_split(axes[:-1], vector)
             self._outer_loops(axes[:-1], fixed, vector)
         else:
             self._points([Point(fixed)])
@@ -67,6 +75,50 @@ class KernelEmitter:
             f"define internal void @k{self.number}"
             f"(ptr %table, ptr %arena, i64 %begin, i64 %end) {{\n{body}\n}}\n"
         )
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the kernel is worth a second thread."""
+        if self.units < 2 or self.kernel.limit is not None:
+            return False
+        cost = len(self.expressions)
+        for fold in self.folds:
+            terms = math.prod(loop.extent for loop in fold.attr[1])
+            cost += terms * len(k.walk(fold.args))
+        return cost * math.prod(self.kernel.shape) >= PARALLEL_COST
+
+    def _choose_split(self, outer: list[int], vector: int) -> None:
+        """Threads divide the outermost loop, or the vector axis where that loop is short."""
+        shape = self.kernel.shape
+        step = self._vector_step(vector)
+        self.split, self.units = vector, -(-shape[vector] // step)
+        if outer:
+            rows = self._row_tile(outer, vector)
+            tiles = -(-shape[outer[0]] // rows)
+            if tiles >= FEW_UNITS or tiles >= self.units:
+                self.split, self.units = outer[0], tiles
+
+    def _bounds(self, axis: int, whole: int, step: int) -> tuple[str, str]:
+        """Where the loop over whole tiles of an axis starts and stops, for this range of units."""
+        if axis != self.split:
+            return "0", str(whole)
+        if step == 1:
+            return "%begin", "%end"
+        start = self.text.value(f"mul nsw i64 %begin, {step}")
+        end = self.text.value(f"mul nsw i64 %end, {step}")
+        return start, self.scalars.call("smin", i64, 1, [end, str(whole)])
+
+    @contextmanager
+    def _last_unit(self, axis: int, whole: int, step: int) -> Iterator[None]:
+        """What remains of an axis after its whole tiles: the last unit of its range."""
+        if axis != self.split:
+            with self.text.scope():
+                yield
+            return
+        last = str(whole // step)
+        first = self.scalars.call("smax", i64, 1, ["%begin", last])
+        with self.text.loop(first, "%end", 1, []):
+            yield
 
     def _pointer(self, buffer: Buffer) -> str:
         root = buffer.root
@@ -109,23 +161,22 @@ class KernelEmitter:
         if not axes:
             self._vector_loops([at], vector)
             return
-        if len(axes) > 1 or rows == 1:
-            axis = axes[0]
-            with text.loop("0", str(kernel.shape[axis]), 1, []) as (index, _, _n):
-                self._outer_loops(axes[1:], {**at, kernel.indices[axis]: index}, vector)
-            return
         axis = axes[0]
         extent, name = kernel.shape[axis], kernel.indices[axis]
+        if len(axes) > 1 or rows == 1:
+            with text.loop(*self._bounds(axis, extent, 1), 1, []) as (index, _, _n):
+                self._outer_loops(axes[1:], {**at, name: index}, vector)
+            return
         whole = extent - extent % rows
         if whole:
-            with text.loop("0", str(whole), rows, []) as (index, _, _n):
+            with text.loop(*self._bounds(axis, whole, rows), rows, []) as (index, _, _n):
                 lines = [
                     {**at, name: index if r == 0 else text.value(f"add nsw i64 {index}, {r}")}
                     for r in range(rows)
                 ]
                 self._vector_loops(lines, vector)
         if whole < extent:
-            with text.scope():
+            with self._last_unit(axis, whole, rows):
                 self._vector_loops([{**at, name: str(r)} for r in range(whole, extent)], vector)
 
     def _row_tile(self, axes: list[int], vector: int) -> int:
@@ -151,25 +202,29 @@ class KernelEmitter:
             return vectors
         return 4 if vectors % 4 == 0 else 3 if vectors % 3 in (0, 2) else 4
 
+    def _vector_step(self, vector: int) -> int:
+        """Elements of a tile along the vector axis."""
+        return 1 if self._must_be_scalar() else self.target.lanes * self._column_tile(vector)
+
     def _vector_loops(self, lines: list[dict[str, str]], vector: int) -> None:
-        kernel, text, lanes = self.kernel, self.text, self.target.lanes
+        kernel, text = self.kernel, self.text
         extent, name = kernel.shape[vector], kernel.indices[vector]
         self.vector_index = name
-        if self._must_be_scalar():
-            lanes = 1
-        columns = self._column_tile(vector) if lanes > 1 else 1
-        step = lanes * columns
+        lanes = 1 if self._must_be_scalar() else self.target.lanes
+        step = self._vector_step(vector)
         whole = extent - extent % step
         if whole:
-            with text.loop("0", str(whole), step, []) as (index, _, _n):
-                self._tile(lines, name, index, columns, lanes)
-        left = (extent - whole) // lanes if lanes > 1 else 0
-        if left:
-            with text.scope():
-                self._tile(lines, name, str(whole), left, lanes)
-            whole += left * lanes
+            with text.loop(*self._bounds(vector, whole, step), step, []) as (index, _, _n):
+                self._tile(lines, name, index, step // lanes, lanes)
         if whole < extent:
-            self._ragged(lines, name, whole, extent, lanes)
+            with self._last_unit(vector, whole, step):
+                left = (extent - whole) // lanes if lanes > 1 else 0
+                if left:
+                    with text.scope():
+                        self._tile(lines, name, str(whole), left, lanes)
+                    whole += left * lanes
+                if whole < extent:
+                    self._ragged(lines, name, whole, extent, lanes)
 
     def _must_be_scalar(self) -> bool:
         return self.kernel.limit is not None

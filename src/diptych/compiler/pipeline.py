@@ -23,8 +23,8 @@ ENTRY = "diptych_run"
 class Compiled:
     """LLVM text and what is needed to call it.
 
-    The entry takes a table of pointers (inputs, outputs, constants, the check places) and the
-    arena; it returns 0, or n + 1 where check n failed.
+    The entry takes a table of pointers (inputs, outputs, constants, the check places, the pool of
+    threads or null) and the arena; it returns 0, or n + 1 where check n failed.
     """
 
     llvm: str
@@ -56,7 +56,7 @@ def compile_graph(
             )
     arena = plan_memory(kernels)
     return Compiled(
-        emit_module(kernels, target),
+        emit_module(kernels, target, check_slot + 1),
         arena,
         tuple(np.ascontiguousarray(n.op.array(n.type)) for n in fusion.constants),  # type: ignore[attr-defined]
         tuple(fusion.checks),
@@ -65,13 +65,19 @@ def compile_graph(
     )
 
 
-def emit_module(kernels: list[Kernel], target: Target) -> str:
+def emit_module(kernels: list[Kernel], target: Target, pool_slot: int) -> str:
     """The text of a module with one entry that runs the kernels in order."""
     declare: set[str] = set()
     functions, calls = [], []
     for number, kernel in enumerate(kernels):
-        functions.append(KernelEmitter(kernel, target, declare, number).emit())
-        calls.append(f"  call void @k{number}(ptr %table, ptr %arena, i64 0, i64 0)")
+        emitter = KernelEmitter(kernel, target, declare, number)
+        functions.append(emitter.emit())
+        if emitter.parallel:
+            calls += _shared_call(number, emitter.units)
+        else:
+            calls.append(
+                f"  call void @k{number}(ptr %table, ptr %arena, i64 0, i64 {emitter.units})"
+            )
         if kernel.limit is not None:
             n = kernel.out.first // 2
             calls += [
@@ -85,7 +91,28 @@ def emit_module(kernels: list[Kernel], target: Target) -> str:
                 f"  ret i64 {n + 1}",
                 f"good{n}:",
             ]
-    body = "\n".join(calls)
+    start = [
+        f"  %pool.slot = getelementptr ptr, ptr %table, i64 {pool_slot}",
+        "  %pool = load ptr, ptr %pool.slot",
+        "  %alone = icmp eq ptr %pool, null",
+    ]
+    body = "\n".join([*start, *calls])
     entry = f"define i64 @{ENTRY}(ptr %table, ptr %arena) {{\n{body}\n  ret i64 0\n}}\n"
     head = f'target triple = "{target.triple}"\n'
     return head + "\n".join(sorted(declare)) + "\n\n" + "\n".join(functions) + "\n" + entry
+
+
+def _shared_call(number: int, units: int) -> list[str]:
+    """A call that the pool divides; its first word is the function that does it."""
+    n = f"k{number}"
+    return [
+        f"  br i1 %alone, label %{n}.one, label %{n}.many",
+        f"{n}.one:",
+        f"  call void @{n}(ptr %table, ptr %arena, i64 0, i64 {units})",
+        f"  br label %{n}.done",
+        f"{n}.many:",
+        f"  %{n}.run = load ptr, ptr %pool",
+        f"  call void %{n}.run(ptr %pool, ptr @{n}, ptr %table, ptr %arena, i64 {units})",
+        f"  br label %{n}.done",
+        f"{n}.done:",
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,27 +105,27 @@ def _write(path: Path, body: bytes) -> None:
 
 
 class Code:
-    """Loaded machine code: `entry` is called with the table of pointers and the arena."""
+    """Loaded machine code: each function takes two pointers (the table and the arena) and returns
+    a code; those named in `counted` also take a number."""
 
-    def __init__(self, text: str, target: Target, entry: str, loop: str = "") -> None:
+    def __init__(
+        self, text: str, target: Target, entries: Sequence[str], counted: Sequence[str] = ()
+    ) -> None:
         global _serial
         data, self.compiled = cached_object(text, target)
         self.size = len(data)
         with _lock:
             _serial += 1
-            name = f"diptych{_serial}"
-            builder = _llvm().JITLibraryBuilder().add_object_img(data).export_symbol(entry)
-            if loop:
-                builder = builder.export_symbol(loop)
-            self._library = builder.add_current_process().link(_jit(), name)
-            self.address = self._library[entry]
-        prototype = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
-        self.entry: Callable[[int, int], int] = prototype(self.address)
-        if loop:
-            prototype = ctypes.CFUNCTYPE(
-                ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
-            )
-            self.loop: Callable[[int, int, int], int] = prototype(self._library[loop])
+            builder = _llvm().JITLibraryBuilder().add_object_img(data)
+            for name in (*entries, *counted):
+                builder = builder.export_symbol(name)
+            self._library = builder.add_current_process().link(_jit(), f"diptych{_serial}")
+        two = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+        three = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        self.functions: dict[str, Callable[..., int]] = {
+            **{name: two(self._library[name]) for name in entries},
+            **{name: three(self._library[name]) for name in counted},
+        }
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,308 @@
+"""The pool of native threads: the outer range of a kernel in chunks, without the interpreter.
+
+Workers are Python threads that spend their life in one native call (the interpreter lock is
+released there). Work is published in one 64-bit ticket, generation << 32 | chunks left: a worker
+claims a chunk by compare-and-exchange, so that what it read of the description belongs to the
+generation of the chunk it got. Workers spin for some microseconds, then sleep on a condition.
+Which thread computes a chunk cannot change a bit, for chunks divide outputs and never a sum.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import threading
+from typing import Any
+
+import numpy as np
+
+from diptych import config
+from diptych.errors import DiptychError
+from diptych.runtime.code import Code, host_target
+
+CHUNKS_PER_THREAD = 4
+SPINS = 20000
+
+# The pool in memory, in words of 8 bytes. The mutex and the condition are the system's own.
+RUN, TICKET, FINISHED, SLEEPERS, STOP, BUSY, THREADS = 0, 8, 16, 24, 32, 40, 48
+KERNEL, TABLE, ARENA, UNITS, CHUNKS = 49, 50, 51, 52, 53
+MUTEX, CONDITION = 64, 80
+WORDS = 96
+
+
+def _place(name: str, word: int, pool: str = "%pool") -> str:
+    return f"  %{name} = getelementptr i64, ptr {pool}, i64 {word}"
+
+
+def _places() -> list[str]:
+    names = {
+        "ticket": TICKET, "finished": FINISHED, "sleepers": SLEEPERS, "stop": STOP, "busy": BUSY,
+        "threads": THREADS, "kernel": KERNEL, "table.at": TABLE, "arena.at": ARENA,
+        "units.at": UNITS, "chunks.at": CHUNKS, "mutex": MUTEX, "condition": CONDITION,
+    }  # fmt: skip
+    return [_place(name, word) for name, word in names.items()]
+
+
+def _claim(tag: str, empty: str) -> list[str]:
+    """Claim and run chunks until there are none, then go to the label `empty`."""
+    return [
+        f"{tag}.claim:",
+        f"  %{tag}.t = load atomic i64, ptr %ticket seq_cst, align 8",
+        f"  %{tag}.left = and i64 %{tag}.t, 4294967295",
+        f"  %{tag}.none = icmp eq i64 %{tag}.left, 0",
+        f"  br i1 %{tag}.none, label %{empty}, label %{tag}.read",
+        f"{tag}.read:",
+        f"  %{tag}.kw = load atomic i64, ptr %kernel monotonic, align 8",
+        f"  %{tag}.tw = load atomic i64, ptr %table.at monotonic, align 8",
+        f"  %{tag}.aw = load atomic i64, ptr %arena.at monotonic, align 8",
+        f"  %{tag}.units = load atomic i64, ptr %units.at monotonic, align 8",
+        f"  %{tag}.chunks = load atomic i64, ptr %chunks.at monotonic, align 8",
+        f"  %{tag}.new = sub i64 %{tag}.t, 1",
+        f"  %{tag}.x = cmpxchg ptr %ticket, i64 %{tag}.t, i64 %{tag}.new seq_cst seq_cst",
+        f"  %{tag}.got = extractvalue {{ i64, i1 }} %{tag}.x, 1",
+        f"  br i1 %{tag}.got, label %{tag}.run, label %{tag}.claim",
+        f"{tag}.run:",
+        f"  %{tag}.k = inttoptr i64 %{tag}.kw to ptr",
+        f"  %{tag}.table = inttoptr i64 %{tag}.tw to ptr",
+        f"  %{tag}.arena = inttoptr i64 %{tag}.aw to ptr",
+        f"  %{tag}.n = sub i64 %{tag}.chunks, %{tag}.left",
+        f"  %{tag}.n1 = add i64 %{tag}.n, 1",
+        f"  %{tag}.p = mul i64 %{tag}.n, %{tag}.units",
+        f"  %{tag}.p1 = mul i64 %{tag}.n1, %{tag}.units",
+        f"  %{tag}.b = udiv i64 %{tag}.p, %{tag}.chunks",
+        f"  %{tag}.e = udiv i64 %{tag}.p1, %{tag}.chunks",
+        f"  call void %{tag}.k(ptr %{tag}.table, ptr %{tag}.arena, i64 %{tag}.b, i64 %{tag}.e)",
+        f"  %{tag}.f = atomicrmw add ptr %finished, i64 1 seq_cst",
+        f"  br label %{tag}.claim",
+    ]
+
+
+def _worker() -> list[str]:
+    """A worker's whole life: claim, spin, sleep, until told to stop."""
+    return [
+        "define i64 @diptych_worker(ptr %pool, ptr %unused) {",
+        "entry:",
+        *_places(),
+        "  br label %work.claim",
+        *_claim("work", "spin"),
+        "spin:",
+        "  %i = phi i64 [ 0, %work.claim ], [ %i1, %again ]",
+        "  %i1 = add i64 %i, 1",
+        "  %s = load atomic i64, ptr %stop seq_cst, align 8",
+        "  %stopped = icmp ne i64 %s, 0",
+        "  br i1 %stopped, label %end, label %look",
+        "look:",
+        "  %t = load atomic i64, ptr %ticket seq_cst, align 8",
+        "  %left = and i64 %t, 4294967295",
+        "  %some = icmp ne i64 %left, 0",
+        "  br i1 %some, label %work.claim, label %wait",
+        "wait:",
+        "  PAUSE",
+        f"  %long = icmp ugt i64 %i, {SPINS}",
+        "  br i1 %long, label %sleep, label %again",
+        "again:",
+        "  br label %spin",
+        "sleep:",
+        "  %l = call i32 @pthread_mutex_lock(ptr %mutex)",
+        "  %in = atomicrmw add ptr %sleepers, i64 1 seq_cst",
+        "  br label %check",
+        "check:",
+        "  %s2 = load atomic i64, ptr %stop seq_cst, align 8",
+        "  %t2 = load atomic i64, ptr %ticket seq_cst, align 8",
+        "  %left2 = and i64 %t2, 4294967295",
+        "  %either = or i64 %s2, %left2",
+        "  %awake = icmp ne i64 %either, 0",
+        "  br i1 %awake, label %woken, label %doze",
+        "doze:",
+        "  %w = call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)",
+        "  br label %check",
+        "woken:",
+        "  %out = atomicrmw sub ptr %sleepers, i64 1 seq_cst",
+        "  %u = call i32 @pthread_mutex_unlock(ptr %mutex)",
+        "  br label %work.claim",
+        "end:",
+        "  ret i64 0",
+        "}",
+    ]
+
+
+def _run() -> list[str]:
+    """Run a kernel on the pool, or alone where the pool is at another kernel."""
+    return [
+        "define void @diptych_parallel"
+        "(ptr %pool, ptr %k, ptr %table, ptr %arena, i64 %units) {",
+        "entry:",
+        *_places(),
+        "  %x = cmpxchg ptr %busy, i64 0, i64 1 seq_cst seq_cst",
+        "  %free = extractvalue { i64, i1 } %x, 1",
+        "  br i1 %free, label %publish, label %alone",
+        "alone:",
+        "  call void %k(ptr %table, ptr %arena, i64 0, i64 %units)",
+        "  ret void",
+        "publish:",
+        "  %kw = ptrtoint ptr %k to i64",
+        "  %tw = ptrtoint ptr %table to i64",
+        "  %aw = ptrtoint ptr %arena to i64",
+        "  %n = load i64, ptr %threads",
+        f"  %most = mul i64 %n, {CHUNKS_PER_THREAD}",
+        "  %fewer = icmp ult i64 %units, %most",
+        "  %chunks = select i1 %fewer, i64 %units, i64 %most",
+        "  store atomic i64 %kw, ptr %kernel monotonic, align 8",
+        "  store atomic i64 %tw, ptr %table.at monotonic, align 8",
+        "  store atomic i64 %aw, ptr %arena.at monotonic, align 8",
+        "  store atomic i64 %units, ptr %units.at monotonic, align 8",
+        "  store atomic i64 %chunks, ptr %chunks.at monotonic, align 8",
+        "  store atomic i64 0, ptr %finished seq_cst, align 8",
+        "  %old = load atomic i64, ptr %ticket seq_cst, align 8",
+        "  %generation = and i64 %old, -4294967296",
+        "  %following = add i64 %generation, 4294967296",
+        "  %new = or i64 %following, %chunks",
+        "  store atomic i64 %new, ptr %ticket seq_cst, align 8",
+        "  %asleep = load atomic i64, ptr %sleepers seq_cst, align 8",
+        "  %any = icmp ne i64 %asleep, 0",
+        "  br i1 %any, label %wake, label %main.claim",
+        "wake:",
+        "  %l = call i32 @pthread_mutex_lock(ptr %mutex)",
+        "  %b = call i32 @pthread_cond_broadcast(ptr %condition)",
+        "  %u = call i32 @pthread_mutex_unlock(ptr %mutex)",
+        "  br label %main.claim",
+        *_claim("main", "join"),
+        "join:",
+        "  %f = load atomic i64, ptr %finished seq_cst, align 8",
+        "  %all = icmp eq i64 %f, %chunks",
+        "  br i1 %all, label %end, label %hold",
+        "hold:",
+        "  PAUSE",
+        "  br label %join",
+        "end:",
+        "  store atomic i64 0, ptr %busy seq_cst, align 8",
+        "  ret void",
+        "}",
+    ]  # fmt: skip
+
+
+def pool_text(triple: str) -> str:
+    """LLVM text of the pool: `diptych_worker` and `diptych_parallel`."""
+    x86 = triple.startswith("x86_64")
+    pause = "call void @llvm.x86.sse2.pause()" if x86 else 'call void asm sideeffect "yield", ""()'
+    head = [
+        f'target triple = "{triple}"',
+        "declare i32 @pthread_mutex_init(ptr, ptr)",
+        "declare i32 @pthread_cond_init(ptr, ptr)",
+        "declare i32 @pthread_mutex_lock(ptr)",
+        "declare i32 @pthread_mutex_unlock(ptr)",
+        "declare i32 @pthread_cond_wait(ptr, ptr)",
+        "declare i32 @pthread_cond_broadcast(ptr)",
+        "declare void @llvm.x86.sse2.pause()" if x86 else "",
+    ]
+    start = [
+        "define i64 @diptych_start(ptr %pool, ptr %unused) {",
+        "entry:",
+        _place("mutex", MUTEX),
+        _place("condition", CONDITION),
+        "  %a = call i32 @pthread_mutex_init(ptr %mutex, ptr null)",
+        "  %b = call i32 @pthread_cond_init(ptr %condition, ptr null)",
+        "  store ptr @diptych_parallel, ptr %pool",
+        "  ret i64 0",
+        "}",
+        "define i64 @diptych_stop(ptr %pool, ptr %unused) {",
+        "entry:",
+        *_places(),
+        "  %l = call i32 @pthread_mutex_lock(ptr %mutex)",
+        "  store atomic i64 1, ptr %stop seq_cst, align 8",
+        "  %b = call i32 @pthread_cond_broadcast(ptr %condition)",
+        "  %u = call i32 @pthread_mutex_unlock(ptr %mutex)",
+        "  ret i64 0",
+        "}",
+    ]
+    lines = [*head, *start, *_worker(), *_run(), ""]
+    return "\n".join(lines).replace("PAUSE", pause)
+
+
+class Pool:
+    """`threads` - 1 workers beside the caller; `address` is what a table of pointers carries."""
+
+    def __init__(self, threads: int) -> None:
+        target = host_target("native")
+        entries = ("diptych_start", "diptych_stop", "diptych_worker")
+        self._code = Code(pool_text(target.triple), target, entries)
+        self._memory = np.zeros(WORDS + 8, np.int64)
+        self.address = -(-self._memory.ctypes.data // 64) * 64
+        self._call("diptych_start")
+        ctypes.c_int64.from_address(self.address + 8 * THREADS).value = threads
+        self._workers = [
+            threading.Thread(
+                target=self._call, args=("diptych_worker",), name=f"diptych-{n}", daemon=True
+            )
+            for n in range(1, threads)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def _call(self, name: str) -> None:
+        self._code.functions[name](self.address, 0)
+
+    def close(self) -> None:
+        """Tell the workers to end, and wait for it."""
+        self._call("diptych_stop")
+        for worker in self._workers:
+            worker.join()
+
+
+_pool: Pool | None = None
+_wanted: int | None = None
+_lock = threading.Lock()
+
+
+def threads() -> int:
+    """Threads that a native call may use: `set_threads`, else DIPTYCH_THREADS, else the
+    processors of this process."""
+    return config.threads() if _wanted is None else _wanted
+
+
+def set_threads(count: int) -> None:
+    """Let native calls use `count` threads from now on; results do not depend on it."""
+    global _wanted
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1024:
+        raise DiptychError(
+            "threads are a whole number from 1 to 1024", repr(count), "dp.set_threads(2)"
+        )
+    with _lock:
+        _wanted = count
+        _close()
+
+
+def pool_address() -> int:
+    """The running pool, started at need; 0 where one thread is wanted."""
+    global _pool
+    if _pool is not None:
+        return _pool.address
+    if threads() == 1:
+        return 0
+    with _lock:
+        if _pool is None:
+            _pool = Pool(threads())
+        return _pool.address
+
+
+def _close() -> None:
+    global _pool
+    pool, _pool = _pool, None
+    if pool is not None:
+        pool.close()
+
+
+def _forked() -> None:
+    """A child of a fork has none of its parent's threads: the pool is made anew at need."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+def _register(hook: Any) -> None:
+    if hook is not None:
+        hook(after_in_child=_forked)
+
+
+atexit.register(_close)
+_register(getattr(os, "register_at_fork", None))

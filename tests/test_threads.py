@@ -1,0 +1,99 @@
+"""Threads divide outputs: any number of them gives the same bits."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import nn, optim
+from diptych.errors import DiptychError
+from diptych.runtime import threads
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = dp.threads()
+    yield
+    dp.set_threads(before)
+
+
+def train(count, width=130, batch=33, steps=3):
+    dp.set_threads(count)
+    dp.manual_seed(3)
+    model = nn.Sequential(nn.Linear(300, width), nn.Tanh(), nn.Linear(width, 10))
+    optimizer = optim.Adam(model.parameters(), lr=0.01)
+    rng = np.random.default_rng(0)
+    images = rng.random((batch, 300), dtype=np.float32)
+    labels = rng.integers(0, 10, batch)
+    for _ in range(steps):
+        loss = F.cross_entropy(model(dp.tensor(images)), dp.tensor(labels))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return b"".join(v.tobytes() for v in model.state_dict().values())
+
+
+def test_one_two_and_five_threads_agree():
+    assert train(1) == train(2) == train(5)
+
+
+def test_kernels_are_divided():
+    a = dp.tensor(np.ones((256, 256), np.float32))
+    dp.set_threads(2)
+    assert (dp.matmul(a, a).numpy() == 256.0).all()
+    assert threads._pool is not None
+    dp.set_threads(1)
+    assert threads.pool_address() == 0
+
+
+def test_every_part_of_every_shape_is_computed_once():
+    rng = np.random.default_rng(1)
+    for shape in [(1, 1000, 700), (700, 1000, 1), (17, 999, 257), (257, 1025, 19)]:
+        m, n, p = shape
+        a, b = (rng.standard_normal(s).astype(np.float32) for s in [(m, n), (n, p)])
+        results = []
+        for count in (1, 3):
+            dp.set_threads(count)
+            results.append((dp.matmul(dp.tensor(a), dp.tensor(b)) + 1.0).numpy().tobytes())
+        assert results[0] == results[1]
+
+
+def test_python_threads_share_the_pool():
+    dp.set_threads(2)
+    rng = np.random.default_rng(2)
+    a = rng.standard_normal((200, 300)).astype(np.float32)
+    expected = dp.matmul(dp.tensor(a), dp.tensor(a).transpose()).numpy().tobytes()
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            now = dp.matmul(dp.tensor(a), dp.tensor(a).transpose()).numpy().tobytes()
+            if now != expected:
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_the_pool_is_made_anew_after_a_fork():
+    expected = train(2)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if train(2) == expected else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert train(2) == expected
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "2", 10**6])
+def test_a_bad_number_of_threads(count):
+    with pytest.raises(DiptychError, match="whole number from 1 to 1024"):
+        dp.set_threads(count)
