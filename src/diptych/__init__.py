@@ -4,6 +4,7 @@ from diptych import data, nn, optim
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, set_eager
 from diptych.errors import DiptychError
+from diptych.formats.program import load, save
 from diptych.generator import manual_seed
 from diptych.ops.contract import contract, matmul
 from diptych.ops.elementwise import (
@@ -94,6 +95,7 @@ __all__ = [
     "grad",
     "i32",
     "i64",
+    "load",
     "log",
     "log1p",
     "manual_seed",
@@ -116,6 +118,7 @@ __all__ = [
     "reshape",
     "round",
     "rsqrt",
+    "save",
     "scan",
     "scatter_add",
     "set_eager",

@@ -55,6 +55,12 @@ class DynamicRecorder(TensorRecorder):
                     f"{handle.type} made at {handle.node.where}",
                     "fetch it: executor.run(program, feed={...}, fetch=[...])",
                 )
+            if handle.node.value is None and isinstance(handle.node.op, Input):
+                raise StartupError(
+                    "a parameter has no value before the startup program ran",
+                    f"{getattr(handle, 'name', '') or handle.type}",
+                    "executor.run(program.startup)",
+                )
             return handle.node
         if isinstance(handle, Node):
             return handle
@@ -105,8 +111,7 @@ class DynamicRecorder(TensorRecorder):
 
     def observe(self, tensor: Tensor) -> Array:
         if tensor.node.value is None:
-            if tensor.recorder is not self:
-                self.node_of(tensor)
+            self.node_of(tensor)
             with self.lock:
                 self.at_boundary = False
                 self.run()

@@ -431,7 +431,7 @@ def _seed(panel: TensorRecorder, root: Node, grad: Any) -> Node:
             f"{root.type}",
             "take the mean first, or pass a gradient",
         )
-    return constant_node(np.ones(root.type.shape), root.type.dtype)
+    return constant_node(np.ones(root.type.shape), root.type.dtype, author_line())
 
 
 def _add_grad(panel: TensorRecorder, owner: Tensor, g: Node) -> None:

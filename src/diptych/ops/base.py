@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -30,6 +30,23 @@ def primitive(cls: OperatorClass) -> OperatorClass:
     made = dataclass(frozen=True)(cls)
     ALL[made.name] = made
     return made  # type: ignore[return-value]
+
+
+def make_operator(name: str, attributes: Mapping[str, Any]) -> Operator:
+    """The operator that the text form calls `name`, with these attributes."""
+    found = ALL.get(name)
+    if found is None:
+        raise GraphError("a graph is made of diptych's operators", f"unknown {name!r}", "")
+    if isinstance(found, CompositeOperator):
+        names = found.attribute_names
+        if set(names) != set(attributes):
+            raise GraphError(f"{name} has the attributes {names}", f"{sorted(attributes)}", "")
+        return Composite(found, tuple(attributes[n] for n in names))
+    try:
+        made: Operator = found(**attributes)
+    except TypeError as problem:
+        raise GraphError(f"{name} has other attributes", str(problem), "") from problem
+    return made
 
 
 def record(op: Operator, *operands: Handle) -> Handle:

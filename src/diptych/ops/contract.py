@@ -54,6 +54,13 @@ class Contract(Operator):
         a, b = inputs
         need_float(a, "contract")
         sizes = self.sizes(a, b)
+        listed = self.out + self.over
+        if a.dtype != b.dtype or sorted(listed) != sorted(sizes):
+            raise ShapeError(
+                "contract lists every letter once, in its result or among those it sums over",
+                f"{self.left},{self.right}->{self.out} over {self.over} of {a} and {b}",
+                "",
+            )
         return a.with_shape(sizes[letter] for letter in self.out)
 
     def reference(self, *inputs: Array) -> Array:

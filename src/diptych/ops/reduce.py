@@ -45,6 +45,8 @@ class Reduction(Operator):
 
     def infer(self, *inputs: TensorType) -> TensorType:
         (x,) = inputs
+        if list(self.axes) != sorted(set(self.axes)) or not set(self.axes) <= set(range(x.rank)):
+            raise ShapeError("a reduction names axes in ascending order", f"{self.axes} of {x}", "")
         return TensorType(
             tuple(d for n, d in enumerate(x.shape) if n not in self.axes), self.result(x)
         )
@@ -333,6 +335,8 @@ class Size(Operator):
     name: ClassVar[str] = "size"
 
     def infer(self, *inputs: TensorType) -> TensorType:
+        if not set(self.axes) <= set(range(inputs[0].rank)):
+            raise ShapeError("size names axes of its input", f"{self.axes} of {inputs[0]}", "")
         return TensorType((), BY_NAME[self.dtype])
 
     def reference(self, *inputs: Array) -> Array:

@@ -193,6 +193,23 @@ def transpose(x: Any, order: Sequence[int] | None = None) -> Handle:
     return x if axes == tuple(range(rank)) else record(Transpose(axes), x)
 
 
+def _inside(
+    starts: Sequence[int], sizes: Shape, steps: Sequence[int], shape: Shape, what: str
+) -> None:
+    """Positions start + step * n for n below size lie inside a shape, on every axis."""
+    for start, size, step, extent in zip(starts, sizes, steps, shape, strict=True):
+        if size == extent and start == 0 and step == 1:
+            continue
+        last = start + step * (size - 1)
+        known = isinstance(last, int) and isinstance(extent, int)
+        if step == 0 or (known and size != 0 and not (0 <= start < extent and 0 <= last < extent)):  # type: ignore[operator]
+            raise ShapeError(
+                f"{what} stays inside the axis",
+                f"{size} positions from {start} in steps of {step} in a size of {extent}",
+                "",
+            )
+
+
 @primitive
 class Slice(Operator):
     """x[start : start + step*size : step] along every axis; step may be negative."""
@@ -203,7 +220,9 @@ class Slice(Operator):
     name: ClassVar[str] = "slice"
 
     def infer(self, *inputs: TensorType) -> TensorType:
-        return inputs[0].with_shape(self.sizes)
+        (x,) = inputs
+        _inside(self.starts, self.sizes, self.steps, x.shape, "slice")
+        return x.with_shape(self.sizes)
 
     def reference(self, *inputs: Array) -> Array:
         result = inputs[0]
@@ -232,7 +251,9 @@ class Place(Operator):
     name: ClassVar[str] = "place"
 
     def infer(self, *inputs: TensorType) -> TensorType:
-        return inputs[0].with_shape(self.shape)
+        (x,) = inputs
+        _inside(self.starts, x.shape, self.steps, self.shape, "place")
+        return x.with_shape(self.shape)
 
     def reference(self, *inputs: Array) -> Array:
         (x,) = inputs

@@ -10,9 +10,10 @@ import numpy as np
 
 from diptych.dtypes import TensorType, as_dtype
 from diptych.errors import FrozenValueError
-from diptych.graph.node import Node, input_node
-from diptych.graph.record import current
-from diptych.static.program import Executor, Feed, Program
+from diptych.graph.node import Node, Where, input_node
+from diptych.graph.record import author_line, current
+from diptych.static.executor import Executor, Feed
+from diptych.static.program import Program
 from diptych.tensor import Tensor, default_panel
 
 Array = np.ndarray[Any, Any]
@@ -23,6 +24,8 @@ class Captured:
 
     def __init__(self, function: Callable[..., Any], args: list[Any]) -> None:
         self.program = Program(captured=True)
+        code = getattr(function, "__code__", None)
+        self.where = Where(code.co_filename, code.co_firstlineno) if code else author_line()
         self.arrays = [n for n, a in enumerate(args) if is_array(a)]
         given = list(args)
         for n in self.arrays:
@@ -39,8 +42,8 @@ class Captured:
     def _place(self, n: int, value: Any) -> Tensor:
         array = value if isinstance(value, Tensor) else np.asarray(value)
         dtype = array.dtype if isinstance(array, Tensor) else as_dtype(array.dtype)
-        node = input_node(TensorType(tuple(array.shape), dtype), f"argument_{n}")
         name = f"argument_{n}"
+        node = input_node(TensorType(tuple(array.shape), dtype), name, self.where)
         self.program.feeds[name] = Feed(name, node)
         self.program.names[name] = node
         return Tensor(node, self.program)

@@ -1,38 +1,23 @@
-"""Programs: a graph recorded once, with the state it reads and assigns, and their executor."""
+"""Programs: a graph recorded once, with the state it reads and assigns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from diptych import engine
-from diptych.dtypes import Dim, DType, TensorType, as_dtype, bind
-from diptych.engine import element_strides
+from diptych.dtypes import Dim, DType, TensorType, as_dtype
 from diptych.errors import FeedError, ObservedWhileRecording, StartupError
 from diptych.generator import default_generator
-from diptych.graph.node import Graph, Input, Node, constant_node, input_node, walk
-from diptych.graph.record import author_line, recording
+from diptych.graph.node import Input, Node, constant_node, input_node, walk
+from diptych.graph.record import author_line, current, recording
+from diptych.ops.base import Composite
+from diptych.ops.elementwise import stop_gradient
+from diptych.static.executor import Executor, Feed, Startup, Trace
 from diptych.tensor import Parameter, Tensor, TensorRecorder, default_panel
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Feed:
-    """A placeholder of a program."""
-
-    name: str
-    node: Node
-
-
-class Startup:
-    """The initial values of the parameters that were made inside a program."""
-
-    def __init__(self) -> None:
-        self.initial: list[tuple[Parameter, Callable[[], Array]]] = []
 
 
 class Program(TensorRecorder):
@@ -53,7 +38,11 @@ class Program(TensorRecorder):
         self.recorded: list[Node] = []
         self.grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.startup = Startup()
+        self.outputs: list[Tensor] = []  # what a loaded program computes
+        self.parent: Program | None = None
+        self.moved: dict[int, Node] = {}  # nodes of the parent that were replaced
         self.version = 0
+        self._executor = Executor()
         self._entered: list[Any] = []
 
     def __enter__(self) -> Program:
@@ -147,8 +136,6 @@ class Program(TensorRecorder):
         old = self._parameter(parameter)
         node = self.node_of(value)
         if isinstance(node.op, Input) or node.leaf:
-            from diptych.ops.elementwise import stop_gradient
-
             node = stop_gradient(value).node
         node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
         self.present[id(parameter)] = node
@@ -179,24 +166,66 @@ class Program(TensorRecorder):
         ]
 
     def clone(self, for_test: bool = False) -> Program:
-        """A copy that shares the parameters; for_test leaves out the updates."""
+        """A copy that shares the parameters; for_test leaves out updates and dropout."""
         copy = Program()
+        copy.parent, copy.moved = self, dict(self.moved)
         copy.feeds, copy.state = dict(self.feeds), dict(self.state)
         copy.live, copy.names = list(self.live), dict(self.names)
         copy.recorded, copy.startup = list(self.recorded), self.startup
-        copy.present = (
-            {key: node for key, (_, node) in self.state.items()} if for_test else dict(self.present)
-        )
+        copy.present = dict(self.present)
+        if for_test:
+            copy.present = {key: node for key, (_, node) in self.state.items()}
+            moved = without_dropout(self.recorded)
+            copy.moved.update(moved)
+            copy.names = {name: moved.get(id(n), n) for name, n in self.names.items()}
+            copy.recorded = [moved.get(id(n), n) for n in self.recorded]
         return copy
 
     def parameters(self) -> list[Parameter]:
         return [p for p, _ in self.state.values()]
 
+    # ---- running ---------------------------------------------------------------------------
+
+    def run(
+        self,
+        feed: Mapping[str, Any] | None = None,
+        fetch: Sequence[Tensor | str] | None = None,
+        watch: Callable[[str, Any, Array], None] | None = None,
+    ) -> list[Array]:
+        """Run with an executor of the program's own; `fetch` is by default its `outputs`."""
+        return self._executor.run(self, feed, self.outputs if fetch is None else fetch, watch)
+
+    def trace(self, feed: Mapping[str, Any] | None = None) -> Trace:
+        """Run, and show every value beside the line that made it."""
+        return self._executor.trace(self, feed)
+
+    def target(self, item: Tensor | str | Node) -> Node:
+        """The node that a fetch asks for."""
+        if isinstance(item, str):
+            if item not in self.names:
+                raise FeedError(
+                    "a fetch by name takes the name of a node",
+                    repr(item),
+                    "one of " + ", ".join(list(self.names)[:12]),
+                )
+            return self.names[item]
+        if isinstance(item, Tensor | Node):
+            node = self.node_of(item) if self._mine(item) else item.node  # type: ignore[union-attr]
+            return self.moved.get(id(node), node)
+        raise FeedError("a fetch is a tensor or a name", f"{type(item).__name__}", "")
+
+    def _mine(self, item: Tensor | Node) -> bool:
+        """Whether `node_of` answers for a handle: not one recorded before this was cloned."""
+        program = self.parent
+        while program is not None:
+            if isinstance(item, Tensor) and item.recorder is program:
+                return False
+            program = program.parent
+        return True
+
 
 def data(name: str, shape: Sequence[int | str | None], dtype: Any = "f32") -> Tensor:
     """A placeholder of the program being recorded; None or a name is a size known at run time."""
-    from diptych.graph.record import current
-
     program = current()
     if not isinstance(program, Program):
         raise FeedError(
@@ -217,215 +246,13 @@ def data(name: str, shape: Sequence[int | str | None], dtype: Any = "f32") -> Te
     return Tensor(node, program)
 
 
-class Executor:
-    """Runs programs: feeds in, fetches out; parameters are updated as the program says."""
-
-    def __init__(self, device: str | None = None) -> None:
-        self.device = device
-        self.cache: dict[Any, Any] = {}
-
-    def run(
-        self,
-        program: Program | Startup,
-        feed: Mapping[str, Any] | None = None,
-        fetch: Sequence[Tensor | str] = (),
-    ) -> list[Array]:
-        """Fetched values as numpy arrays; a fetch is a tensor of the program or a node's name."""
-        if isinstance(program, Startup):
-            for parameter, make in program.initial:
-                _set_value(parameter, make())
-            return []
-        if not isinstance(program, Program):
-            raise FeedError("run takes a program", f"{type(program).__name__}", "dp.Program()")
-        wanted = [_fetched(program, f) for f in fetch]
-        return self.run_nodes(program, feed or {}, wanted)
-
-    def run_nodes(
-        self, program: Program, feed: Mapping[str, Any], wanted: Sequence[Node]
-    ) -> list[Array]:
-        key = (id(program), program.version, tuple(id(n) for n in wanted))
-        plan = self.cache.get(key)
-        if plan is None:
-            plan = self.cache[key] = Plan(program, wanted, self.device)
-        return plan.run(feed)
-
-
-def _set_value(parameter: Parameter, value: Array) -> None:
-    node = parameter.node
-    array = engine.empty(value.shape, node.type.dtype.numpy, _axes(value))
-    array[...] = value
-    fresh = input_node(node.type, node.label)
-    fresh.value = array
-    parameter.bind(fresh, node.needs_grad)
-
-
-def _axes(value: Array) -> tuple[int, ...] | None:
-    return tuple(range(value.ndim))[::-1] if value.ndim == 2 else None
-
-
-def _fetched(program: Program, item: Tensor | str | Node) -> Node:
-    if isinstance(item, Node):
-        return item
-    if isinstance(item, str):
-        if item not in program.names:
-            raise FeedError(
-                "a fetch by name takes the name of a node",
-                repr(item),
-                "one of " + ", ".join(list(program.names)[:12]),
-            )
-        return program.names[item]
-    if isinstance(item, Tensor):
-        shared = program.names.get(item.node.label) is item.node  # recorded before a clone
-        return item.node if shared else program.node_of(item)
-    raise FeedError("a fetch is a tensor or a name", f"{type(item).__name__}", "")
-
-
-class Plan:
-    """One choice of fetches of a program; an executable for every size it is run with."""
-
-    def __init__(self, program: Program, wanted: Sequence[Node], device: str | None) -> None:
-        self.program, self.wanted, self.device = program, list(wanted), device
-        self.updates = program.updates()
-        roots = [*wanted, *[new for _, _, new in self.updates]]
-        used = {id(n) for n in walk(roots)}
-        self.feeds = [f for f in program.feeds.values() if id(f.node) in used]
-        self.state = [(p, n) for p, n in program.state.values() if id(n) in used]
-        self.live = [(n, read) for n, read in program.live if id(n) in used]
-        inputs = [f.node for f in self.feeds] + [n for _, n in self.state]
-        inputs += [n for n, _ in self.live]
-        self.graph = Graph(tuple(inputs), tuple(roots))
-        self.executables: dict[Any, Any] = {}
-
-    def run(self, feed: Mapping[str, Any]) -> list[Array]:
-        unknown = set(feed) - set(self.program.feeds)
-        if unknown:
-            raise FeedError(
-                "a feed names a placeholder of the program",
-                f"unknown {sorted(unknown)}",
-                f"the program has {sorted(self.program.feeds)}",
-            )
-        values, sizes = self._feed_values(feed)
-        for parameter, _ in self.state:
-            if parameter.node.value is None:
-                default_panel().observe(parameter)
-        state = []
-        for parameter, _ in self.state:
-            if parameter.node.value is None:
-                raise StartupError(
-                    "a parameter has no value before the startup program ran",
-                    f"{parameter.name or parameter.type}",
-                    "executor.run(program.startup)",
-                )
-            state.append(parameter.node.value)
-        inputs = values + state + [np.asarray(read()) for _, read in self.live]
-        return self._call(inputs, sizes, len(values))
-
-    def _call(self, inputs: list[Array], sizes: dict[str, int], first: int) -> list[Array]:
-        import sys
-
-        own = {id(p): n for n, (p, _) in enumerate(self.state)}
-        donated = {}
-        for n, (parameter, _, _) in enumerate(self.updates):
-            place = own.get(id(parameter))
-            if place is None:
-                continue
-            node = parameter.node
-            # held by the node, by `inputs` and by the call itself: nobody else may see it change
-            if node.pinned or sys.getrefcount(inputs[first + place]) > 3:
-                continue
-            donated[len(self.wanted) + n] = first + place
-        device = self.device or default_panel().device  # type: ignore[attr-defined]
-        strides = tuple(element_strides(a) for a in inputs)
-        key = (tuple(sorted(sizes.items())), strides, tuple(donated.items()), device)
-        found = self.executables.get(key)
-        if found is None:
-            graph = specialise(self.graph, sizes)
-            found = engine.compile(graph, device, dict(enumerate(strides)), donated)
-            self.executables[key] = found
-        results = found.run(inputs)
-        for (parameter, _, _), value in zip(self.updates, results[len(self.wanted) :], strict=True):
-            fresh = input_node(parameter.type, parameter.name)
-            fresh.value = value
-            parameter.bind(fresh, parameter.node.needs_grad)
-        return results[: len(self.wanted)]
-
-    def _feed_values(self, feed: Mapping[str, Any]) -> tuple[list[Array], dict[str, int]]:
-        values: list[Array] = []
-        sizes: dict[str, int] = {}
-        for place in self.feeds:
-            if place.name not in feed:
-                raise FeedError(
-                    "a program needs a value for every placeholder it reads",
-                    f"{place.name!r} is missing",
-                    f"feed={{'{place.name}': array of {place.node.type}}}",
-                )
-            values.append(self._feed_value(place, feed[place.name], sizes))
-        return values, sizes
-
-    def _feed_value(self, place: Feed, given: Any, sizes: dict[str, int]) -> Array:
-        want = place.node.type
-        value = given.numpy() if isinstance(given, Tensor) else np.asarray(given)
-        if as_dtype(value.dtype) != want.dtype:
-            raise FeedError(
-                "a feed has the dtype of its placeholder",
-                f"{place.name!r} is {want.dtype}, fed {value.dtype}",
-                f"array.astype({want.dtype.numpy.name!r})",
-            )
-        fits = len(value.shape) == want.rank
-        for have, dim in zip(value.shape, want.shape, strict=False):
-            if isinstance(dim, Dim) and len(dim.terms) == 1 and len(dim.terms[0][0]) == 1:
-                fits &= sizes.setdefault(dim.terms[0][0][0], have) == have
-            elif isinstance(dim, int):
-                fits &= dim == have
-        if not fits:
-            raise FeedError(
-                "a feed has the shape of its placeholder",
-                f"{place.name!r} is {want}, fed {list(value.shape)}",
-                "reshape the array; None sizes must agree where they share a name",
-            )
-        return np.ascontiguousarray(value)
-
-
-def rebuilt(roots: Sequence[Node], replaced: Mapping[int, Node]) -> list[Node]:
-    """The roots with some nodes, by id, replaced by others."""
-    new: dict[int, Node] = dict(replaced)
-    for node in walk(roots, stop=lambda n: id(n) in replaced):
-        if id(node) in new:
-            continue
-        inputs = tuple(new[id(i)] for i in node.inputs)
-        same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
-        new[id(node)] = (
-            node if same else Node(node.op, inputs, node.type, node.where, label=node.label)
-        )
-    return [new[id(r)] for r in roots]
-
-
-def specialise(graph: Graph, sizes: Mapping[str, int]) -> Graph:
-    """The graph with its symbolic sizes replaced by ints."""
-    if not sizes:
-        return graph
+def without_dropout(nodes: Sequence[Node]) -> dict[int, Node]:
+    """Nodes, by id, as they are where dropout hands its input on."""
     new: dict[int, Node] = {}
-    for node in walk([*graph.outputs, *graph.inputs]):
-        inputs = tuple(new[id(i)] for i in node.inputs)
-        op = node.op
-        changed = {
-            name: _bound(value, sizes)
-            for name, value in op.attributes().items()
-            if _has_symbol(value)
-        }
-        if changed:
-            op = type(op)(**{**op.attributes(), **changed})
-        new[id(node)] = Node(op, inputs, node.type.bound(sizes), node.where, label=node.label)
-    return Graph(tuple(new[id(i)] for i in graph.inputs), tuple(new[id(o)] for o in graph.outputs))
-
-
-def _has_symbol(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return any(_has_symbol(v) for v in value)
-    return isinstance(value, Dim)
-
-
-def _bound(value: Any, sizes: Mapping[str, int]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_bound(v, sizes) for v in value)
-    return bind(value, sizes) if isinstance(value, Dim) else value
+    for node in walk(nodes):
+        inputs = tuple(new.get(id(i), i) for i in node.inputs)
+        if isinstance(node.op, Composite) and node.op.name == "dropout_with":
+            new[id(node)] = inputs[0]
+        elif any(a is not b for a, b in zip(inputs, node.inputs, strict=True)):
+            new[id(node)] = Node(node.op, inputs, node.type, node.where, label=node.label)
+    return new

@@ -13,10 +13,10 @@ from diptych.engine import element_strides
 from diptych.errors import DiptychError, ShapeError
 from diptych.graph.node import Graph, Node, input_node
 from diptych.graph.record import recording
+from diptych.graph.rewrite import rebuilt
 from diptych.ops.elementwise import add, cast, divide
 from diptych.ops.indexing import arange, gather
 from diptych.static.capture import Captured
-from diptych.static.program import rebuilt
 from diptych.tensor import default_panel
 
 Array = np.ndarray[Any, Any]

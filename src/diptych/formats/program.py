@@ -1,0 +1,176 @@
+"""Saved programs: the pruned graph as text and its weights, in one safetensors file.
+
+The file is read by any safetensors library. Its one metadatum, `diptych`, is JSON: the graph in the
+form of `diptych.graph.text`, and the names of its inputs, weights and outputs. The same program
+gives the same bytes. Loading parses text and copies numbers; it runs no code from the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.errors import DiptychError, FeedError, FileFormatError, MissingFileError
+from diptych.graph.node import Constant, Graph, Node, input_node, walk
+from diptych.graph.record import recording
+from diptych.graph.rewrite import rebuilt
+from diptych.graph.text import parse_graph, print_graph
+from diptych.ops.base import make_operator
+from diptych.runtime.files import write_whole
+from diptych.static.executor import Feed
+from diptych.static.program import Program
+from diptych.tensor import Parameter, Tensor, default_panel
+
+Array = np.ndarray[Any, Any]
+FORMAT = "diptych program 1"
+LARGE = 256  # bytes of a constant above which it is stored beside the weights
+
+
+def save(
+    program: Program,
+    path: str | os.PathLike[str],
+    inputs: Sequence[str | Tensor],
+    outputs: Sequence[str | Tensor],
+) -> None:
+    """Write what `outputs` need of a program, and its weights, to one file, whole or not at all.
+
+    `inputs` are the placeholders that a run will feed. The weights are the present values of the
+    parameters. Raises FeedError where an output needs a placeholder that is not among the inputs.
+    """
+    names = [i if isinstance(i, str) else i.node.label for i in inputs]
+    roots = [program.target(o) for o in outputs]
+    if not roots:
+        raise FeedError("a saved program has outputs", "an empty list", "outputs=[scores]")
+    used = {id(n) for n in walk(roots)}
+    feeds = _placeholders(program, names, used)
+    if any(id(n) in used for n, _ in program.live):
+        raise FeedError(
+            "a saved program is a function of its inputs",
+            "the outputs depend on random numbers or on a learning rate",
+            "save program.clone(for_test=True), or call model.eval() before recording",
+        )
+    weights: dict[str, Array] = {}
+    places: dict[int, Node] = {}
+    for parameter, node in program.state.values():
+        if id(node) in used:
+            name = _unique(parameter.name or "parameter", {*weights, *names})
+            weights[name] = default_panel().observe(parameter)
+            places[id(node)] = input_node(node.type, name, node.where)
+    for node in walk(roots):
+        if isinstance(node.op, Constant) and len(node.op.data) > LARGE:
+            name = _unique("constant", {*weights, *names})
+            weights[name] = np.array(node.op.array(node.type))
+            places[id(node)] = input_node(node.type, name, node.where)
+    graph = Graph((*feeds, *places.values()), tuple(rebuilt(roots, places)))
+    metadata = {
+        "format": FORMAT,
+        "graph": print_graph(graph),
+        "inputs": names,
+        "weights": list(weights),
+        "outputs": [r.label or f"output_{n}" for n, r in enumerate(roots)],
+    }
+    from safetensors.numpy import save as encode
+
+    arrays = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in weights.items()}
+    write_whole(Path(path), encode(arrays, {"diptych": json.dumps(metadata)}))
+
+
+def _placeholders(program: Program, names: Sequence[str], used: set[int]) -> list[Node]:
+    for name in names:
+        if name not in program.feeds:
+            raise FeedError(
+                "the inputs of a saved program are its placeholders",
+                f"unknown {name!r}",
+                f"the program has {sorted(program.feeds)}",
+            )
+    needed = [f.name for f in program.feeds.values() if id(f.node) in used]
+    missing = sorted(set(needed) - set(names))
+    if missing:
+        raise FeedError(
+            "the inputs of a saved program are all that its outputs need",
+            f"missing {missing}",
+            f"inputs={needed}",
+        )
+    return [program.feeds[name].node for name in names]
+
+
+def _unique(stem: str, taken: set[str]) -> str:
+    name, n = stem, 0
+    while name in taken:
+        n += 1
+        name = f"{stem}_{n}"
+    return name
+
+
+def load(path: str | os.PathLike[str]) -> Program:
+    """A saved program: `program.run({"image": array})` computes its `outputs`, for any batch size.
+
+    Raises MissingFileError or FileFormatError, which name the file.
+    """
+    metadata, arrays = read_safetensors(path)
+    try:
+        stated = json.loads(metadata.get("diptych", "{}"))
+        if stated.get("format") != FORMAT:
+            raise FileFormatError("a saved program says so in its metadata", f"not {FORMAT!r}")
+        graph = parse_graph(stated["graph"], make_operator)
+        inputs, weights, outputs = (
+            [str(n) for n in stated[key]] for key in ("inputs", "weights", "outputs")
+        )
+        return _program(graph, inputs, weights, outputs, arrays)
+    except (DiptychError, AttributeError, LookupError, ValueError, TypeError) as problem:
+        reason = problem.facts if isinstance(problem, DiptychError) else repr(problem)
+        raise FileFormatError(
+            "a saved program is a graph with its weights",
+            f"{path} is damaged: {reason}",
+            "write it again with dp.save",
+        ) from problem
+
+
+def _program(
+    graph: Graph,
+    inputs: list[str],
+    weights: list[str],
+    outputs: list[str],
+    arrays: dict[str, Array],
+) -> Program:
+    if len(graph.inputs) != len(inputs) + len(weights) or len(outputs) != len(graph.outputs):
+        raise FileFormatError("a graph has its inputs, weights and outputs", "their numbers differ")
+    program = Program()
+    for name, node in zip(inputs, graph.inputs, strict=False):
+        program.feeds[name] = Feed(name, node)
+    with recording(default_panel()):
+        for name, node in zip(weights, graph.inputs[len(inputs) :], strict=True):
+            parameter = Parameter(arrays[name], name=name)
+            if parameter.type != node.type:
+                raise FileFormatError("a weight has its type", f"{name}: {parameter.type}")
+            program.state[id(parameter)] = (parameter, node)
+            program.present[id(parameter)] = node
+    program.recorded = [n for n in walk(graph.outputs) if n.inputs]
+    program.names = {n.label: n for n in walk([*graph.inputs, *graph.outputs]) if n.label}
+    for name, node in zip(outputs, graph.outputs, strict=True):
+        program.names[name] = node
+        program.outputs.append(Tensor(node, program))
+    return program
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Array]]:
+    """Metadata and arrays of a safetensors file."""
+    import safetensors
+
+    if not Path(path).is_file():
+        raise MissingFileError("the file is not there", f"{path}", "check the path")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return dict(file.metadata() or {}), arrays
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as problem:
+        raise FileFormatError(
+            "a file of weights is in the safetensors format",
+            f"{path}: {problem}",
+            "check that it was written whole",
+        ) from problem

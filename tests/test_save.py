@@ -1,0 +1,180 @@
+"""Programs and their saved form: the same bits, any batch size, whole or not at all."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import nn, optim
+from diptych.errors import (
+    FeedError,
+    FileFormatError,
+    MissingFileError,
+    StartupError,
+)
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((9, 20)).astype(np.float32)
+Y = rng.integers(0, 10, 9)
+
+
+def trained(dropout=0.3):
+    """A program with updates and dropout, its scores, and its executor after some steps."""
+    with dp.Program() as program:
+        dp.manual_seed(5)
+        x, y = dp.placeholder("x", [None, 20]), dp.placeholder("y", [None], "i64")
+        model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 10))
+        scores = model(x)
+        optim.SGD(model.parameters(), lr=0.1).minimize(F.cross_entropy(scores, y))
+    executor = dp.Executor()
+    executor.run(program.startup)
+    for _ in range(3):
+        executor.run(program, {"x": X, "y": Y})
+    return program, scores, executor, model
+
+
+def test_a_test_clone_has_no_updates_and_no_dropout():
+    program, scores, executor, model = trained()
+    test = program.clone(for_test=True)
+    before = [v.tobytes() for v in model.state_dict().values()]
+    (a,) = executor.run(test, {"x": X}, [scores])
+    (b,) = executor.run(test, {"x": X}, [scores])
+    assert a.tobytes() == b.tobytes()
+    assert [v.tobytes() for v in model.state_dict().values()] == before
+    model.eval()
+    with dp.no_grad():
+        assert model(dp.tensor(X)).numpy().tobytes() == a.tobytes()
+
+
+def test_saved_and_loaded_without_the_authors_code(tmp_path):
+    program, scores, executor, _ = trained()
+    test = program.clone(for_test=True)
+    path = tmp_path / "model.safetensors"
+    dp.save(test, path, ["x"], [scores])
+    expected = executor.run(test, {"x": X}, [scores])[0]
+    np.save(tmp_path / "x.npy", X)
+    code = (
+        "import sys, numpy as np, diptych as dp\n"
+        f"program = dp.load({str(path)!r})\n"
+        f"x = np.load({str(tmp_path / 'x.npy')!r})\n"
+        "whole = program.run({'x': x})[0]\n"
+        "rows = [program.run({'x': x[n : n + 1]})[0] for n in range(len(x))]\n"
+        "assert np.concatenate(rows).tobytes() == whole.tobytes()\n"
+        "sys.stdout.buffer.write(whole.tobytes())\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert out.stdout == expected.tobytes()
+
+
+def test_a_loaded_program_has_the_lines_and_names_of_its_author(tmp_path):
+    program, scores, *_ = trained()
+    dp.save(program.clone(for_test=True), tmp_path / "m", ["x"], [scores])
+    loaded = dp.load(tmp_path / "m")
+    text = repr(loaded.trace({"x": X[:1]}))
+    assert "test_save.py:" in text and "relu" in text
+
+
+def test_saving_again_after_loading_is_the_same_file(tmp_path):
+    program, scores, *_ = trained()
+    dp.save(program.clone(for_test=True), tmp_path / "a", ["x"], [scores])
+    loaded = dp.load(tmp_path / "a")
+    dp.save(loaded, tmp_path / "b", ["x"], loaded.outputs)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_cannot_be_saved(tmp_path):
+    program, scores, *_ = trained()
+    with pytest.raises(FeedError, match="random numbers"):
+        dp.save(program, tmp_path / "m", ["x"], [scores])
+    test = program.clone(for_test=True)
+    with pytest.raises(FeedError, match=r"missing \['x'\]"):
+        dp.save(test, tmp_path / "m", [], [scores])
+    with pytest.raises(FeedError, match="unknown 'z'"):
+        dp.save(test, tmp_path / "m", ["z"], [scores])
+    with pytest.raises(FeedError, match="outputs"):
+        dp.save(test, tmp_path / "m", ["x"], [])
+    with dp.Program() as fresh:
+        x = dp.placeholder("x", [None, 3])
+        out = nn.Linear(3, 2)(x)
+    with pytest.raises(StartupError, match="startup"):
+        dp.save(fresh, tmp_path / "m", ["x"], [out])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    program, scores, *_ = trained()
+    test = program.clone(for_test=True)
+    path = tmp_path / "m"
+    dp.save(test, path, ["x"], [scores])
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        dp.save(test, path, ["x"], [scores])
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(MissingFileError, match=r"nothing_here.*\(test_save.py"):
+        dp.load(tmp_path / "nothing_here")
+    program, scores, *_ = trained()
+    path = tmp_path / "m"
+    dp.save(program.clone(for_test=True), path, ["x"], [scores])
+    whole = path.read_bytes()
+    for broken in [b"", b"hello", whole[:50], whole[:-5], whole.replace(b"relu", b"evil")]:
+        path.write_bytes(broken)
+        with pytest.raises(FileFormatError, match=r"test_save\.py"):
+            dp.load(path)
+
+
+def test_random_damage_is_an_error_or_another_number(tmp_path):
+    program, scores, *_ = trained()
+    path = tmp_path / "m"
+    dp.save(program.clone(for_test=True), path, ["x"], [scores])
+    whole = path.read_bytes()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[rng.integers(0, 3000)] = rng.integers(0, 256)
+        path.write_bytes(bytes(damaged))
+        try:
+            dp.load(path)
+        except FileFormatError:
+            continue
+
+
+def test_watch_and_trace_show_every_value():
+    program, scores, executor, _ = trained(0.0)
+    rows = []
+
+    def watch(name, where, value):
+        rows.append((name, str(where), value))
+
+    executor.run(program.clone(for_test=True), {"x": X, "y": Y}, [scores], watch)
+    names = [name for name, _, _ in rows]
+    assert {"linear", "relu", "linear_1", "cross_entropy"} <= set(names)
+    assert all(where.startswith("test_save.py:") for _, where, _ in rows)
+    trace = program.trace({"x": X, "y": Y})
+    assert (trace["relu"] >= 0).all()
+    assert "minimize(F.cross_entropy(scores, y))" in repr(trace)
+    with pytest.raises(FeedError, match="nodes of its program"):
+        trace["nothing"]
+
+
+def test_a_model_built_outside_a_program_keeps_its_weights_unless_startup_runs():
+    dp.manual_seed(1)
+    model = nn.Linear(3, 2)
+    before = model.weight.numpy().tobytes()
+    with dp.Program() as program:
+        x = dp.placeholder("x", [None, 3])
+        out = model(x)
+    executor = dp.Executor()
+    executor.run(program.startup)
+    executor.run(program, {"x": np.ones((1, 3), np.float32)}, [out])
+    assert model.weight.numpy().tobytes() == before
