@@ -17,11 +17,8 @@ def captured(call, *arrays):
     """The graph of a captured call, with its inputs."""
     compiled = dp.compile(call)
     compiled(*arrays)
-    (capture,) = compiled.captures.values()
-    program = capture.program
-    inputs = [f.node for f in program.feeds.values()] + [n for _, n in program.state.values()]
-    inputs += [n for n, _ in program.live]
-    return Graph(tuple(inputs), tuple([*capture.wanted, *[new for *_, new in program.updates()]]))
+    ((capture,),) = compiled.captures.values()
+    return capture.graph()
 
 
 @pytest.mark.parametrize(

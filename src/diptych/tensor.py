@@ -176,11 +176,7 @@ class Tensor:
         panel = current_panel(self)
         root = panel.node_of(self)
         if root.released:
-            raise GraphError(
-                "backward releases the history it went through",
-                f"{self.type}",
-                "pass retain_graph=True to the first backward",
-            )
+            raise _released(self)
         if not root.needs_grad:
             raise GraphError(
                 "backward starts from a value that depends on a parameter",
@@ -190,11 +186,7 @@ class Tensor:
         seed = _seed(panel, root, grad)
         history = [n for n in walk([root], stop=_ends) if n.needs_grad]
         if any(n.released for n in history):
-            raise GraphError(
-                "backward releases the history it went through",
-                f"{self.type}",
-                "pass retain_graph=True to the first backward",
-            )
+            raise _released(self)
         leaves = [n for n in history if n.leaf]
         for leaf, g in zip(leaves, gradients([root], [seed], leaves), strict=True):
             owner = None if leaf.owner is None else leaf.owner()
@@ -409,6 +401,14 @@ def current_panel(tensor: Tensor | None = None) -> TensorRecorder:
     if isinstance(recorder, TensorRecorder):
         return recorder
     return tensor.recorder if tensor is not None else default_panel()
+
+
+def _released(tensor: Tensor) -> GraphError:
+    return GraphError(
+        "backward releases the history it went through; a compiled function hands out none",
+        f"{tensor.type}",
+        "pass retain_graph=True to the first backward; call backward inside the function",
+    )
 
 
 def _ends(node: Node) -> bool:

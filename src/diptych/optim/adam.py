@@ -66,6 +66,10 @@ class Adam(Optimizer):
         scale = divide(1.0, sqrt(subtract(1.0, powers[1])))
         self._scalars = (step, scale)
 
+    def step(self) -> None:
+        super().step()
+        self._scalars = None
+
     def update(self, parameter: Parameter, grad: Tensor) -> None:
         assert self._scalars is not None
         step, scale = (self._rounded(s, parameter.dtype) for s in self._scalars)

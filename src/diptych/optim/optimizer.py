@@ -13,6 +13,8 @@ from diptych.tensor import Parameter, Tensor, current_panel, no_grad
 class Optimizer(ABC):
     """Updates parameters from their gradients."""
 
+    live = ("lr",)  # attributes that every run of a program reads anew
+
     def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
         self.parameters = list(parameters)
         self.lr = lr

@@ -3,80 +3,143 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from diptych.dtypes import TensorType, as_dtype
-from diptych.errors import FrozenValueError
-from diptych.graph.node import Node, Where, input_node
+from diptych.errors import DiptychError, FrozenValueError
+from diptych.graph.node import Graph, Node, Where, input_node
 from diptych.graph.record import author_line, current
+from diptych.graph.text import print_graph
 from diptych.static.executor import Executor, Feed
+from diptych.static.guard import PLAIN, Guard, Reached, Snapshot, Watch
 from diptych.static.program import Program
 from diptych.tensor import Tensor, default_panel
 
 Array = np.ndarray[Any, Any]
+Function = Callable[..., Any]
 
 
 class Captured:
-    """One capture: a program, the structure of its result, and the gradients it leaves."""
+    """One capture: a program, the structure of its result, the gradients it leaves, its guard."""
 
-    def __init__(self, function: Callable[..., Any], args: list[Any]) -> None:
+    def __init__(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.program = Program(captured=True)
+        self.program.grad_enabled = default_panel().grad_enabled
         code = getattr(function, "__code__", None)
         self.where = Where(code.co_filename, code.co_firstlineno) if code else author_line()
-        self.arrays = [n for n, a in enumerate(args) if is_array(a)]
-        given = list(args)
-        for n in self.arrays:
-            given[n] = self._place(n, args[n])
-        with self.program:
-            result = function(*given)
-        self.results: list[Node] = []
-        self.structure = self._flatten(result)
-        self.kept = [
-            (handle, grad) for handle, grad in self.program.grads.values() if grad is not None
-        ]
-        self.wanted = [*self.results, *[self.program.node_of(g) for _, g in self.kept]]
+        roots = [function, *leaves((args, kwargs))]
+        reached = Reached(roots)
+        snapshot = Snapshot(reached.objects)
+        try:
+            self.results: list[Node] = []
+            self.structure = self._record(
+                function, args, kwargs, Watch(function, reached, self.where)
+            )
+            self.kept = self._gradients()
+            self._nothing_left()
+        except BaseException:
+            snapshot.restore()
+            raise
+        self.wanted = [*self.results, *[g for _, g in self.kept if g is not None]]
+        self.guard = Guard(roots)
 
-    def _place(self, n: int, value: Any) -> Tensor:
+    def _record(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch
+    ) -> Any:
+        places: list[Tensor] = []
+        given, named = replace((args, kwargs), lambda a: self._place(places, a))
+        self.handles = [weakref.ref(p) for p in places]
+        places.clear()
+        with self.program, watch.lines():
+            result = function(*given, **named)
+        return self._structure(result)
+
+    def _place(self, places: list[Tensor], value: Any) -> Tensor:
         array = value if isinstance(value, Tensor) else np.asarray(value)
         dtype = array.dtype if isinstance(array, Tensor) else as_dtype(array.dtype)
-        name = f"argument_{n}"
+        name = f"argument_{len(places)}"
         node = input_node(TensorType(tuple(array.shape), dtype), name, self.where)
         self.program.feeds[name] = Feed(name, node)
         self.program.names[name] = node
-        return Tensor(node, self.program)
+        places.append(Tensor(node, self.program))
+        return places[-1]
 
-    def _flatten(self, result: Any) -> Any:
+    def _structure(self, result: Any) -> Any:
+        """The result with every tensor replaced by its number."""
         if isinstance(result, Tensor):
             self.results.append(self.program.node_of(result))
             return len(self.results) - 1
         if isinstance(result, tuple | list):
-            return type(result)(self._flatten(r) for r in result)
+            return type(result)([self._structure(r) for r in result])
         if isinstance(result, dict):
-            return {key: self._flatten(r) for key, r in result.items()}
+            return {key: self._structure(r) for key, r in result.items()}
         if result is None:
             return None
         raise FrozenValueError(
             "a compiled function returns tensors, or tuples, lists and dicts of them",
-            f"{type(result).__name__}",
+            f"{type(result).__name__}    ({self.where})",
             "return the tensor it came from",
         )
 
-    def run(self, executor: Executor, args: list[Any]) -> Any:
-        feed = {f"argument_{n}": _host(args[n]) for n in self.arrays}
+    def _gradients(self) -> list[tuple[Tensor, Node | None]]:
+        """What `.grad` is after the function, for every handle whose gradient it touched."""
+        kept = [
+            (handle, None if grad is None else self.program.node_of(grad))
+            for handle, grad in self.program.grads.values()
+        ]
+        self.program.grads = {}
+        return kept
+
+    def _nothing_left(self) -> None:
+        """No tensor of the capture may outlive it: it would have no value."""
+        handles = [*self.handles, *self.program.handles]
+        if any(h() is not None for h in handles):
+            gc.collect()
+        for reference in handles:
+            handle = reference()
+            if handle is not None:
+                raise FrozenValueError(
+                    "a tensor of a compiled function lives on only where it is returned",
+                    f"{handle.type} is kept by something outside    ({handle.node.where})",
+                    "return it, and keep what the call gives back",
+                )
+        self.handles = self.program.handles = []
+
+    def valid(self) -> bool:
+        """Whether everything that the capture depends on is as it was."""
+        for handle, had in self.program.had_grad:
+            if (handle._grad is not None) != had:
+                return False
+        return self.guard.holds()
+
+    def graph(self) -> Graph:
+        """The whole step as a graph."""
+        inputs = [f.node for f in self.program.feeds.values()]
+        inputs += [n for _, n in self.program.state.values()]
+        inputs += [n for n, _ in self.program.live]
+        return Graph(tuple(inputs), (*self.wanted, *[new for *_, new in self.program.updates()]))
+
+    def run(self, executor: Executor, arrays: list[Any]) -> Any:
+        feed = {f"argument_{n}": _host(a) for n, a in enumerate(arrays)}
         values = executor.run_nodes(self.program, feed, self.wanted)
         panel = default_panel()
-        handles = [_wrap(panel, v) for v in values]
-        for (handle, _), grad in zip(self.kept, handles[len(self.results) :], strict=True):
-            handle._grad = grad
+        handles = [_wrap(panel, v, n) for v, n in zip(values, self.wanted, strict=True)]
+        grads = iter(handles[len(self.results) :])
+        for handle, grad in self.kept:
+            handle._grad = None if grad is None else next(grads)
         return _build(self.structure, handles)
 
 
-def _wrap(panel: Any, value: Array) -> Tensor:
-    node = input_node(TensorType(value.shape, as_dtype(value.dtype)))
+def _wrap(panel: Any, value: Array, made: Node) -> Tensor:
+    node = input_node(TensorType(value.shape, as_dtype(value.dtype)), "", made.where)
     node.value = value
+    # A value that depends on parameters has no history here: backward from it is an error.
+    node.needs_grad = node.released = made.needs_grad and not made.leaf
     return Tensor(node, panel)
 
 
@@ -84,7 +147,7 @@ def _build(structure: Any, handles: list[Tensor]) -> Any:
     if isinstance(structure, int):
         return handles[structure]
     if isinstance(structure, tuple | list):
-        return type(structure)(_build(s, handles) for s in structure)
+        return type(structure)([_build(s, handles) for s in structure])
     if isinstance(structure, dict):
         return {key: _build(s, handles) for key, s in structure.items()}
     return None
@@ -98,26 +161,105 @@ def _host(value: Any) -> Array:
     return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
-def _guard(args: list[Any]) -> tuple[Any, ...]:
-    return tuple((tuple(a.shape), str(a.dtype)) if is_array(a) else ("value", a) for a in args)
+def replace(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested tuples, lists and dicts with every array changed."""
+    if is_array(value):
+        return change(value)
+    if type(value) in (tuple, list):
+        return type(value)([replace(v, change) for v in value])
+    if type(value) is dict:
+        return {k: replace(v, change) for k, v in value.items()}
+    return value
 
 
-def compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Capture `function` at its first call with arguments of given types; later calls run the
-    capture as one native call. State it reads or assigns is found by the recorder."""
-    executor = Executor()
-    captures: dict[Any, Captured] = {}
+def leaves(value: Any) -> list[Any]:
+    """What is in nested tuples, lists and dicts, in order."""
+    if type(value) in (tuple, list):
+        return [leaf for v in value for leaf in leaves(v)]
+    if type(value) is dict:
+        return [leaf for v in value.values() for leaf in leaves(v)]
+    return [value]
 
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
+
+def _key(value: Any) -> Any:
+    """What a capture needs to know of an argument: types of arrays, plain values, identities."""
+    if is_array(value):
+        return tuple(value.shape), str(value.dtype)
+    if type(value) in (tuple, list):
+        return type(value), tuple([_key(v) for v in value])
+    if type(value) is dict:
+        return dict, tuple([(k, _key(v)) for k, v in value.items()])
+    if isinstance(value, PLAIN):
+        return type(value), repr(value)
+    return id(value)
+
+
+class Compiled:
+    """A function whose captures are kept, and chosen by its arguments and their guards."""
+
+    def __init__(self, function: Function, check: int) -> None:
+        functools.update_wrapper(self, function)
+        self.function, self.check, self.calls = function, check, 0
+        self.executor = Executor()
+        self.captures: dict[Any, list[Captured]] = {}
+        self.scans: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(current(), Program):
-            return function(*args)
-        given = list(args)
-        key = _guard(given)
-        found = captures.get(key)
-        if found is None:
-            found = captures[key] = Captured(function, given)
-        return found.run(executor, given)
+            return self.function(*args, **kwargs)
+        self.calls += 1
+        found = self._capture(args, kwargs)
+        if self.check and self.calls % self.check == 0:
+            self._compare(found, args, kwargs)
+        return found.run(self.executor, [a for a in leaves((args, kwargs)) if is_array(a)])
 
-    call.captures = captures  # type: ignore[attr-defined]
-    return call
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+        key = (_key(args), _key(kwargs), default_panel().grad_enabled)
+        known = self.captures.setdefault(key, [])
+        for capture in known:
+            if capture.valid():
+                return capture
+        known.append(Captured(self.function, args, kwargs))
+        return known[-1]
+
+    def _compare(self, found: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record the function anew, and hold the result against the capture in use."""
+        fresh = Captured(self.function, args, kwargs)
+        old, new = (print_graph(c.graph()).splitlines() for c in (found, fresh))
+        for a, b in zip([*old, ""], [*new, ""], strict=False):
+            if a != b:
+                line = (b or a).rpartition("  # ")[2]
+                raise FrozenValueError(
+                    "a compiled function records the same graph every time",
+                    f"{a.strip()!r} is now {b.strip()!r}    ({line})",
+                    "pass what changes as an argument, or leave the function dynamic",
+                )
+
+
+@overload
+def compile(function: Function, *, check: int = 0) -> Function: ...
+
+
+@overload
+def compile(*, check: int = 0) -> Callable[[Function], Function]: ...
+
+
+def compile(function: Function | None = None, *, check: int = 0) -> Any:
+    """Capture a function, a whole training step if you like, as a program of the static panel.
+
+    The first call with arguments of given types records it; later calls are one native call. The
+    parameters and optimizer state that it reads or assigns are found by the recorder. Arrays may
+    stand in nested tuples, lists and dicts; other arguments are part of the capture.
+
+    A capture is guarded by the numbers among the globals, closure variables and attributes that
+    the function names, by the identity of modules, optimizers and parameters, by the modes (train,
+    no_grad) and by which gradients are there: where one differs, the function is captured anew.
+    What would be frozen silently is a FrozenValueError that names the line. Guards do not see what
+    a function reads from elsewhere (a file, the clock, a C library); `check=n` records every n-th
+    call anew and raises where the graph differs.
+    """
+    if function is None:
+        return lambda f: Compiled(f, check)
+    if not callable(function):
+        raise DiptychError("compile takes a function", f"{type(function).__name__}", "")
+    return Compiled(function, check)

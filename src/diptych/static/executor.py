@@ -234,4 +234,4 @@ class Plan:
                 f"{place.name!r} is {want}, fed {list(value.shape)}",
                 "reshape the array; None sizes must agree where they share a name",
             )
-        return np.ascontiguousarray(value)
+        return np.asarray(value, order="C")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from diptych.dtypes import Dim, DType, TensorType, as_dtype
-from diptych.errors import FeedError, ObservedWhileRecording, StartupError
+from diptych.errors import FeedError, FrozenValueError, ObservedWhileRecording, StartupError
 from diptych.generator import default_generator
 from diptych.graph.node import Input, Node, constant_node, input_node, walk
 from diptych.graph.record import author_line, current, recording
@@ -38,6 +39,8 @@ class Program(TensorRecorder):
         self.recorded: list[Node] = []
         self.grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.startup = Startup()
+        self.had_grad: list[tuple[Tensor, bool]] = []  # gradients there when a capture began
+        self.handles: list[weakref.ref[Tensor]] = []  # every tensor of a capture
         self.outputs: list[Tensor] = []  # what a loaded program computes
         self.parent: Program | None = None
         self.moved: dict[int, Node] = {}  # nodes of the parent that were replaced
@@ -59,6 +62,8 @@ class Program(TensorRecorder):
     def made(self, tensor: Tensor) -> Tensor:
         node = tensor.node
         self.version += 1
+        if self.captured:
+            self.handles.append(weakref.ref(tensor))
         node.label = node.label or self._unique(node.op.name)
         self.names[node.label] = node
         self.recorded.append(node)
@@ -131,6 +136,12 @@ class Program(TensorRecorder):
             assert value is not None
             parameter.node.value = None
             self.startup.initial.append((parameter, lambda: value))
+        elif parameter.trainable:
+            raise FrozenValueError(
+                "a parameter made inside a compiled function would be made once",
+                f"{parameter.type}",
+                "make the model outside, and compile the step",
+            )
 
     def assign(self, parameter: Parameter, value: Tensor) -> None:
         old = self._parameter(parameter)
@@ -144,15 +155,26 @@ class Program(TensorRecorder):
     def get_grad(self, handle: Tensor) -> Tensor | None:
         if id(handle) in self.grads:
             return self.grads[id(handle)][1]
-        if handle._grad is not None and handle.recorder is not self:
+        there = handle._grad if handle.recorder is not self else None
+        if there is not None and not self.captured:
             raise StartupError(
-                "a gradient from outside the program would be frozen into it",
+                "a gradient from outside a program is not part of it",
                 f"{handle.type} has a gradient already",
                 "call optimizer.zero_grad() before the program is recorded",
             )
-        return None
+        if self.captured:
+            self.had_grad.append((handle, there is not None))
+        if there is None:
+            return None
+        node = input_node(there.type, "", author_line())
+        self.live.append((node, lambda: _present_grad(handle)))
+        grad = Tensor(node, self)
+        self.grads[id(handle)] = (handle, grad)
+        return grad
 
     def set_grad(self, handle: Tensor, grad: Tensor | None) -> None:
+        if id(handle) not in self.grads:
+            self.get_grad(handle)
         self.grads[id(handle)] = (handle, grad)
 
     # ---- what it is made of ----------------------------------------------------------------
@@ -244,6 +266,12 @@ def data(name: str, shape: Sequence[int | str | None], dtype: Any = "f32") -> Te
     program.feeds[name] = Feed(name, node)
     program.names[name] = node
     return Tensor(node, program)
+
+
+def _present_grad(handle: Tensor) -> Array:
+    grad = handle._grad
+    assert grad is not None
+    return default_panel().observe(grad)
 
 
 def without_dropout(nodes: Sequence[Node]) -> dict[int, Node]:

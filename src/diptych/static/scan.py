@@ -16,7 +16,7 @@ from diptych.graph.record import recording
 from diptych.graph.rewrite import rebuilt
 from diptych.ops.elementwise import add, cast, divide
 from diptych.ops.indexing import arange, gather
-from diptych.static.capture import Captured
+from diptych.static.capture import Captured, Compiled
 from diptych.tensor import default_panel
 
 Array = np.ndarray[Any, Any]
@@ -29,8 +29,11 @@ def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
     those of `for batch in loader: step(*batch)`. Returns each result of the step, stacked: a
     loss () becomes (steps,). A last batch of another size is one call more.
     """
-    function = getattr(step, "__wrapped__", step)
-    runs = step.__dict__.setdefault("scans", {})
+    if not isinstance(step, Compiled):
+        raise DiptychError(
+            "scan takes a compiled step", f"{step!r}", "dp.scan(dp.compile(step), ...)"
+        )
+    function, runs = step.function, step.scans
     arrays = loader.dataset.arrays()
     order = np.ascontiguousarray(loader.order(loader.epoch), np.int64)
     loader.epoch += 1
@@ -54,7 +57,7 @@ def _run(
 ) -> list[Array]:
     key = (batch, steps == 1, len(order), id(loader.dataset))
     found = runs.get(key)
-    if found is None:
+    if found is None or not found.capture.valid():
         found = runs[key] = Scanned(function, loader.dataset, arrays, len(order), batch)
     return found.run(arrays, order, steps)
 
@@ -74,9 +77,9 @@ class Scanned:
             np.zeros((batch, *a.shape[1:]), b.dtype)
             for a, b in zip(arrays, dataset[np.arange(1)], strict=True)
         ]
-        self.capture = Captured(function, list(sample))
+        self.capture = Captured(function, tuple(sample), {})
         program = self.capture.program
-        if self.capture.kept:
+        if any(grad is not None for _, grad in self.capture.kept):
             raise DiptychError(
                 "a step that is scanned leaves no gradients behind",
                 "parameters have .grad at its end",

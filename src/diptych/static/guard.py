@@ -1,0 +1,275 @@
+"""What a capture depends on besides its arguments, and what may not change while it is made.
+
+A function names globals, closure cells and attributes. Their numbers, and the identity of the
+modules, optimizers, parameters and functions among them, are places; a capture is valid as long as
+every place reads as it did. While a capture is made the same places are watched line by line, with
+Python's and numpy's random numbers: what changes there would happen once and never again.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from diptych.errors import PACKAGE, DiptychError, FrozenValueError
+from diptych.graph.node import Where
+from diptych.tensor import Tensor
+
+MISSING = object()
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+CONTAINERS = (list, tuple, dict, set)
+OPAQUE = (*PLAIN, ModuleType, Tensor, np.ndarray)  # what nothing is reached through
+LIBRARY = os.path.dirname(os.__file__) + os.sep  # Python's own and installed modules
+MANY = 256  # elements of a container that are looked at
+_Drawn = np.random.Generator | np.random.RandomState | random.Random
+
+
+@dataclass(frozen=True)
+class Place:
+    """A name in a dict (globals, attributes) or a closure cell, and whose it is."""
+
+    holder: Any
+    name: str
+    owner: str
+    ours: bool  # an attribute of a class of diptych, which keeps its own state
+    default: Any = MISSING
+
+    def read(self) -> Any:
+        if isinstance(self.holder, CellType):
+            try:
+                return self.holder.cell_contents
+            except ValueError:
+                return MISSING
+        return self.holder.get(self.name, self.default)
+
+
+def mark(value: Any) -> Any:
+    """What is compared: plain values, what is in a container, the identity of others."""
+    if isinstance(value, PLAIN):
+        return type(value), repr(value) if isinstance(value, float | np.generic) else value
+    if isinstance(value, list | tuple):
+        inside = tuple(_short(v) for v in value[:MANY])
+        return id(value) if isinstance(value, list) else 0, len(value), inside
+    if isinstance(value, dict):
+        return id(value), tuple((_short(k), _short(v)) for k, v in list(value.items())[:MANY])
+    if isinstance(value, set):
+        return id(value), len(value)
+    return id(value)
+
+
+def _short(value: Any) -> Any:
+    return (type(value), repr(value)) if isinstance(value, PLAIN) else id(value)
+
+
+class Reached:
+    """Everything that functions and objects name, found by walking from them."""
+
+    def __init__(self, roots: list[Any]) -> None:
+        self.places: list[Place] = []
+        self.objects: list[Any] = []
+        self.generators: list[Any] = []
+        self.names: set[str] = set()
+        self._seen: set[int] = set()
+        self._queue = list(roots)
+        while self._queue:
+            self._visit(self._queue.pop())
+
+    def _visit(self, value: Any) -> None:
+        if id(value) in self._seen or isinstance(value, OPAQUE):
+            return
+        self._seen.add(id(value))
+        if isinstance(value, MethodType):
+            self._queue += [value.__func__, value.__self__]
+        elif isinstance(value, FunctionType):
+            self._function(value)
+        elif isinstance(value, _Drawn):
+            self.generators.append(value)
+        elif isinstance(value, list | tuple | set):
+            self._queue.extend(list(value)[:MANY])
+        elif isinstance(value, dict):
+            self._queue.extend(list(value.values())[:MANY])
+        elif not isinstance(value, type) and hasattr(value, "__dict__"):
+            self._object(value)
+
+    def _function(self, function: FunctionType) -> None:
+        if function.__code__.co_filename.startswith(PACKAGE):
+            return
+        wrapped = getattr(function, "__wrapped__", None)
+        if wrapped is not None:
+            self._queue.append(wrapped)
+        for name in _names(function.__code__):
+            self.names.add(name)
+            if name in function.__globals__ and not hasattr(builtins, name):
+                self._place(Place(function.__globals__, name, "global", False))
+        cells = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+            self._place(Place(cell, name, "variable", False))
+
+    def _object(self, value: Any) -> None:
+        kind = type(value)
+        ours = kind.__module__.startswith("diptych.")
+        known = any(c.__module__.startswith("diptych.") for c in kind.__mro__)
+        self.objects.append(value)
+        for c in kind.__mro__:
+            if not c.__module__.startswith("diptych.") and c is not object and known:
+                self._queue += [f for f in vars(c).values() if isinstance(f, FunctionType)]
+        read_anew = getattr(kind, "live", ())
+        for name in {*vars(value), *(["training"] if hasattr(value, "training") else [])}:
+            if (known or name in self.names) and name not in read_anew:
+                default = getattr(kind, name, MISSING)
+                self._place(Place(vars(value), name, f"{kind.__name__}.", ours, default))
+
+    def _place(self, place: Place) -> None:
+        self.places.append(place)
+        self._queue.append(place.read())
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Names that a function and the functions inside it use."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+class Guard:
+    """Holds places against what they were when a capture was made."""
+
+    def __init__(self, roots: list[Any]) -> None:
+        reached = Reached(roots)
+        self.fast: list[tuple[Place, Any]] = []
+        self.deep: list[tuple[Place, Any, Any]] = []
+        for place in reached.places:
+            value = place.read()
+            if isinstance(value, CONTAINERS) and not isinstance(value, tuple):
+                self.deep.append((place, value, self._deep(place, value)))
+            else:
+                self.fast.append((place, value))
+
+    def _deep(self, place: Place, value: Any) -> Any:
+        if place.ours and isinstance(value, dict):  # state that may grow: what is there stays
+            return {k: id(v) for k, v in value.items()}
+        return mark(value)
+
+    def holds(self) -> bool:
+        for place, value in self.fast:
+            now = place.read()
+            if now is not value and mark(now) != mark(value):
+                return False
+        for place, value, expected in self.deep:
+            now = place.read()
+            if now is not value:
+                return False
+            if isinstance(expected, dict):
+                if any(id(now.get(k)) != v for k, v in expected.items()):
+                    return False
+            elif mark(now) != expected:
+                return False
+        return True
+
+
+class Snapshot:
+    """Attributes of everything reached, so that a failed capture leaves nothing behind."""
+
+    def __init__(self, objects: list[Any]) -> None:
+        self.saved = [
+            (o, {n: (v, _copy(v)) for n, v in vars(o).items()})
+            for o in objects
+            if type(o).__module__.startswith("diptych.")
+        ]
+
+    def restore(self) -> None:
+        for value, attributes in self.saved:
+            now = vars(value)
+            for name in [n for n in now if n not in attributes]:
+                del now[name]
+            for name, (same, copy) in attributes.items():
+                now[name] = same
+                if isinstance(same, dict):
+                    same.clear()
+                    same.update(copy)
+                elif isinstance(same, list):
+                    same[:] = copy
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, dict | list) else None
+
+
+class Watch:
+    """Compares places and random numbers before and after every line of the author."""
+
+    def __init__(self, function: Callable[..., Any], reached: Reached, where: Where) -> None:
+        self.where, self.last = where, where
+        self.places = [p for p in reached.places if not p.ours]
+        self.generators = reached.generators
+        self.before = self._marks()
+        self.drawn = self._random()
+
+    def _marks(self) -> list[Any]:
+        values = [p.read() for p in self.places]
+        return [mark(v) if isinstance(v, (*PLAIN, *CONTAINERS)) else 0 for v in values]
+
+    def _random(self) -> list[Any]:
+        state: Any = np.random.get_state(legacy=False)
+        inner = state["state"]
+        marks: list[Any] = [hash(random.getstate())]
+        marks.append((inner.get("pos"), repr(inner["key"][:4]), state["has_gauss"]))
+        for g in self.generators:
+            inside = g.getstate() if isinstance(g, random.Random) else None
+            bits = getattr(g, "bit_generator", None)
+            marks.append(hash(inside) if bits is None else repr(bits.state))
+        return marks
+
+    def compare(self) -> None:
+        """Raise where something changed since the capture began."""
+        if self._random() != self.drawn:
+            self._error(
+                "random numbers of Python or numpy drawn in a compiled function are drawn once",
+                "the state of a random generator changed",
+                "use dp.uniform, dp.normal, dp.bernoulli, or draw outside and pass them in",
+            )
+        for place, was, now in zip(self.places, self.before, self._marks(), strict=True):
+            if was != now:
+                dot = place.owner if place.owner.endswith(".") else place.owner + " "
+                self._error(
+                    "what a compiled function changes in Python is changed once, at its capture",
+                    f"{dot}{place.name} changed",
+                    "return the value, keep it in a dp.Parameter, or change it outside",
+                )
+
+    def _error(self, rule: str, facts: str, cure: str) -> None:
+        raise FrozenValueError(rule, f"{facts}    ({self.last})", cure)
+
+    def _trace(self, frame: Any, event: str, _: Any) -> Any:
+        file = frame.f_code.co_filename
+        if file.startswith((PACKAGE, LIBRARY)):
+            return None
+        if event == "line" or event == "return":
+            self.compare()
+        self.last = Where(file, frame.f_lineno)
+        return self._trace
+
+    @contextmanager
+    def lines(self) -> Iterator[None]:
+        """Compare line by line, or only at the end where a debugger has the tracing."""
+        free = sys.gettrace() is None
+        if free:
+            sys.settrace(self._trace)
+        try:
+            yield
+        except DiptychError:
+            raise
+        finally:
+            if free:
+                sys.settrace(None)
+        self.compare()

@@ -1,0 +1,348 @@
+"""Compiled functions: guards, what may not freeze, and whole training steps of every kind."""
+
+import random
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import engine, nn, optim
+from diptych.errors import FrozenValueError, GraphError, ObservedWhileRecording
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((7, 6)).astype(np.float32)
+Y = rng.integers(0, 3, 7)
+FACTOR = 2.0
+KEPT = []
+HERE = r"\(test_capture\.py:\d+\)"
+
+
+def times_factor(x):
+    return x * FACTOR
+
+
+def captures(compiled):
+    return sum(len(c) for c in compiled.captures.values())
+
+
+def test_a_changed_global_makes_a_new_capture(monkeypatch):
+    call = dp.compile(times_factor)
+    assert call(np.float32(3)).item() == 6.0
+    monkeypatch.setitem(globals(), "FACTOR", 5.0)
+    assert call(np.float32(3)).item() == 15.0
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    assert call(np.float32(3)).item() == 6.0
+    assert captures(call) == 2
+
+
+def test_a_global_of_a_function_that_is_called():
+    def outer(x):
+        return times_factor(x) + 1.0
+
+    call = dp.compile(outer)
+    assert call(np.float32(3)).item() == 7.0
+    global FACTOR
+    FACTOR = 4.0
+    try:
+        assert call(np.float32(3)).item() == 13.0
+    finally:
+        FACTOR = 2.0
+
+
+def test_a_changed_closure_and_a_changed_attribute():
+    class Settings:
+        alpha = 1.0
+
+        def __init__(self):
+            self.beta = 3.0
+
+    settings, scale = Settings(), 2.0
+
+    @dp.compile
+    def call(x):
+        return x * scale * settings.beta
+
+    assert call(np.float32(1)).item() == 6.0
+    scale = 5.0
+    assert call(np.float32(1)).item() == 15.0
+    settings.beta = 1.0
+    assert call(np.float32(1)).item() == 5.0
+
+
+def test_the_modes_are_guarded():
+    dp.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2))
+    call = dp.compile(lambda x: model(x))
+    call(X)
+    model.eval()
+    with dp.no_grad():
+        assert call(X).numpy().tobytes() == model(dp.tensor(X)).numpy().tobytes()
+    model.train()
+    assert call(X).numpy().tobytes() != call(X).numpy().tobytes()
+    assert captures(call) == 2
+
+
+def test_a_replaced_parameter_and_a_changed_model():
+    dp.manual_seed(0)
+    model = nn.Linear(6, 2)
+    call = dp.compile(lambda x: model(x))
+    first = call(X).numpy()
+    model.weight = dp.Parameter(model.weight.numpy() * 2)
+    assert call(X).numpy().tobytes() == model(dp.tensor(X)).numpy().tobytes() != first.tobytes()
+
+
+def test_types_of_arguments_nested_arguments_and_keywords():
+    @dp.compile
+    def call(batch, *, scale):
+        return {"sum": batch["a"] + batch["b"][0], "scaled": [batch["a"] * scale]}
+
+    for dtype in (np.float32, np.float64):
+        a, b = np.arange(3, dtype=dtype), np.ones(3, dtype)
+        out = call({"a": a, "b": (b,)}, scale=2)
+        assert out["sum"].tolist() == [1, 2, 3] and out["scaled"][0].tolist() == [0, 2, 4]
+    assert captures(call) == 2
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: random.random(), lambda: np.random.rand(), lambda: random.gauss(0, 1),
+    lambda: np.random.normal(size=3), lambda: random.shuffle([1, 2, 3]),
+])  # fmt: skip
+def test_python_and_numpy_random_numbers_are_errors(draw):
+    @dp.compile
+    def call(x):
+        draw()
+        return x
+
+    with pytest.raises(FrozenValueError, match=rf"drawn once[\s\S]*{HERE}[\s\S]*dp.uniform"):
+        call(X)
+
+
+def test_a_numpy_generator_is_watched_too():
+    generator = np.random.default_rng(0)
+
+    @dp.compile
+    def call(x):
+        noise = generator.standard_normal(6).astype(np.float32)
+        return x + noise
+
+    with pytest.raises(FrozenValueError, match="random numbers") as caught:
+        call(X)
+    line = int(str(caught.value).split("test_capture.py:")[1].split(")")[0])
+    assert line == call.function.__code__.co_firstlineno + 2
+
+
+def test_list_append_is_an_error_that_names_the_line():
+    @dp.compile
+    def call(x):
+        y = x * 2.0
+        KEPT.append(y)
+        return y
+
+    with pytest.raises(FrozenValueError, match=rf"changed once[\s\S]*KEPT[\s\S]*{HERE}") as caught:
+        call(X)
+    line = int(str(caught.value).split("test_capture.py:")[1].split(")")[0])
+    assert line == call.function.__code__.co_firstlineno + 3
+    KEPT.clear()
+
+
+def test_a_tensor_hidden_where_nobody_watches_is_found():
+    class Box:
+        pass
+
+    box = Box()
+
+    @dp.compile
+    def call(x):
+        setattr(box, "kept", x + 1.0)  # noqa: B010
+        return x
+
+    with pytest.raises(FrozenValueError, match=rf"lives on only where it is returned[\s\S]*{HERE}"):
+        call(X)
+
+
+def test_a_counter_is_an_error():
+    count = 0
+
+    @dp.compile
+    def call(x):
+        nonlocal count
+        count += 1
+        return x * count
+
+    with pytest.raises(FrozenValueError, match="variable count changed"):
+        call(X)
+
+
+def test_reading_a_value_is_an_error():
+    for look in (float, bool, lambda t: t.numpy(), lambda t: t.item(), lambda t: t.tolist()):
+
+        @dp.compile
+        def call(x, look=look):
+            look(x.sum())
+            return x
+
+        with pytest.raises(ObservedWhileRecording, match=HERE):
+            call(X)
+
+
+def test_results_that_are_not_tensors_and_models_made_inside():
+    with pytest.raises(FrozenValueError, match="returns tensors"):
+        dp.compile(lambda x: 3.0)(X)
+    with pytest.raises(FrozenValueError, match="made once"):
+        dp.compile(lambda x: nn.Linear(6, 2)(x))(X)
+
+
+def test_a_failed_capture_restores_all_state():
+    dp.manual_seed(0)
+    model = nn.Linear(6, 3)
+    optimizer = optim.Adam(model.parameters(), lr=0.1)
+    before = {k: v.tobytes() for k, v in model.state_dict().items()}
+
+    @dp.compile
+    def step(x, y):
+        optimizer.minimize(F.cross_entropy(model(x), y))
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        step(X, Y)
+    assert optimizer.moments == {} and optimizer.powers == []
+    assert {k: v.tobytes() for k, v in model.state_dict().items()} == before
+    assert model.weight.grad is None
+
+
+def test_backward_through_a_result_is_an_error():
+    model = nn.Linear(6, 3)
+    out = dp.compile(lambda x: model(x))(X)
+    with pytest.raises(GraphError, match="inside the function"):
+        out.sum().backward()
+
+
+def test_gradients_that_are_there_are_added_to():
+    def run(mode):
+        dp.manual_seed(0)
+        model = nn.Linear(6, 3)
+
+        def accumulate(x, y):
+            F.cross_entropy(model(x), y).backward()
+
+        def both(x, y):
+            accumulate(x, y)
+            return model.weight.grad.sum()
+
+        call = (
+            dp.compile(both) if mode == "static" else lambda x, y: both(dp.tensor(x), dp.tensor(y))
+        )
+        for _ in range(3):
+            total = call(X, Y)
+        return total.item(), model.weight.grad.numpy().tobytes(), model.bias.grad.numpy().tobytes()
+
+    assert run("static") == run("dynamic")
+
+
+def test_check_finds_what_guards_cannot_see():
+    hidden = {"scale": 1.0}
+
+    def secret():
+        return hidden["scale"]
+
+    class Indirect:
+        __slots__ = ("read",)
+
+    indirect = Indirect()
+    indirect.read = secret
+
+    @dp.compile(check=3)
+    def call(x):
+        return x * indirect.read()
+
+    for _ in range(2):
+        call(X)
+    hidden["scale"] = 2.0
+    with pytest.raises(FrozenValueError, match=rf"same graph every time[\s\S]*{HERE}"):
+        call(X)
+
+
+def test_check_does_not_disturb_training():
+    def train(check):
+        dp.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.2), nn.Linear(5, 3))
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+
+        @dp.compile(check=check)
+        def step(x, y):
+            loss = F.cross_entropy(model(x), y)
+            optimizer.minimize(loss)
+            return loss
+
+        return [step(X, Y).item() for _ in range(6)]
+
+    assert train(0) == train(2)
+
+
+def gan(mode):
+    """Two models and two optimizers that step in turn; the first's gradients reach the second."""
+    dp.manual_seed(4)
+    maker = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6))
+    judge = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.1), nn.ReLU(), nn.Linear(8, 1))
+    for_maker = optim.Adam(maker.parameters(), lr=0.01)
+    for_judge = optim.SGD(judge.parameters(), lr=0.05, momentum=0.5)
+    schedule = optim.StepLR(for_judge, 2, 0.5)
+
+    def probability(x):
+        return dp.sigmoid(judge(x))
+
+    def step(real, noise):
+        for_judge.zero_grad()
+        fake = maker(noise)
+        real_loss = F.binary_cross_entropy(
+            probability(real), dp.tensor(np.ones((7, 1), np.float32))
+        )
+        fake_out = probability(fake.detach())
+        fake_loss = F.binary_cross_entropy(fake_out, fake_out.detach() * 0.0)
+        judge_loss = real_loss + fake_loss
+        judge_loss.backward()
+        optim.clip_grad_norm_(judge.parameters(), 0.7)
+        for_judge.step()
+        for_maker.zero_grad()
+        out = probability(fake)
+        maker_loss = F.binary_cross_entropy(out, out.detach() * 0.0 + 1.0)
+        maker_loss.backward()
+        for_maker.step()
+        return judge_loss, maker_loss
+
+    run = dp.compile(step) if mode == "static" else step
+    draw = np.random.default_rng(3)
+    losses = []
+    for _ in range(5):
+        noise = draw.standard_normal((7, 4)).astype(np.float32)
+        losses += [loss.item() for loss in run(dp.tensor(X), dp.tensor(noise))]
+        schedule.step()
+    states = [*maker.state_dict().values(), *judge.state_dict().values()]
+    return losses, [s.tobytes() for s in states], run
+
+
+def test_a_gan_has_the_same_bits_in_both_panels():
+    static, dynamic = gan("static"), gan("dynamic")
+    assert static[:2] == dynamic[:2]
+    assert captures(static[2]) == 2  # without and with the gradients that the maker leaves
+
+
+def test_one_native_call_a_step():
+    dp.manual_seed(0)
+    model = nn.Linear(6, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+    @dp.compile
+    def step(x, y):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.minimize(loss)
+        return loss
+
+    x, y = dp.tensor(X), dp.tensor(Y)
+    step(x, y)
+    calls, compiles = engine.STATISTICS.calls, engine.STATISTICS.compiles
+    for _ in range(5):
+        step(x, y).item()
+    assert engine.STATISTICS.calls == calls + 5
+    assert engine.STATISTICS.compiles <= compiles + 1  # the layout of results of the first
