@@ -16,7 +16,9 @@ import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
 from diptych.data import ArrayDataset, DataLoader, digits, mnist
+from diptych.data.images import read_digit
 from diptych.errors import DiptychError
+from diptych.runtime.files import write_whole
 
 MODES = {
     "eager": ["eager"], "dynamic": ["dynamic"], "static": ["static"], "scan": ["scan"],
@@ -39,10 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--threads", type=int, help="threads of a native call")
     train.add_argument("--device", default="cpu", choices=["cpu", "reference"])
-    train.add_argument("--json", type=Path)
+    train.add_argument("--json", type=Path, help="write the report to this file")
+    train.add_argument("--save", type=Path, help="save the trained program to this file")
+    train.set_defaults(run=run_digits)
+    show = commands.add_parser("predict", help="classify images with a saved program")
+    show.add_argument("model", type=Path, metavar="MODEL")
+    show.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    show.set_defaults(run=run_predict)
     options = parser.parse_args(arguments)
     try:
-        return run_digits(options)
+        code: int = options.run(options)
+        return code
     except DiptychError as problem:
         print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
         return 1
@@ -61,12 +70,15 @@ def run_digits(options: argparse.Namespace) -> int:
         dp.set_threads(options.threads)
     train, test = load(options.data)
     print(f"data: {train.name}, {len(train)} to train and {len(test)} to test, {train.source}")
-    results = {}
+    results, model = {}, None
     for mode in MODES[options.mode]:
-        results[mode] = train_mode(mode, train, test, options)
+        results[mode], model = train_mode(mode, train, test, options)
     hashes = {r["weights_sha256"] for r in results.values()}
     identical = len(hashes) == 1
     show(results, identical)
+    if options.save and model is not None:
+        save_model(model, train.features, options.save)
+        print(f"saved {options.save}; try: diptych predict {options.save} IMAGE.png")
     if train.name == "digits":
         print("for MNIST: diptych digits --data mnist")
     if options.json:
@@ -77,14 +89,14 @@ def run_digits(options: argparse.Namespace) -> int:
             "optimizer": options.optimizer, "seed": options.seed, "threads": dp.threads(),
             "device": options.device, "modes": results, "identical": identical,
         }  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_whole(options.json, (json.dumps(report, indent=2) + "\n").encode())
     return 0 if identical else 1
 
 
 def train_mode(
     mode: str, train: ArrayDataset, test: ArrayDataset, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Train from the same start in one mode."""
+) -> tuple[dict[str, Any], nn.Module]:
+    """Train from the same start in one mode: the report, and the model."""
     dp.PANEL.device = options.device
     dp.set_eager(mode == "eager")
     dp.manual_seed(options.seed)
@@ -115,7 +127,7 @@ def train_mode(
             print(f"  {mode:8} epoch {epoch + 1}  loss {loss:.4f}  test {accuracy:.4f}")
     finally:
         dp.set_eager(False)
-    return {
+    report = {
         "test_accuracy": accuracy,
         "train_loss": loss,
         "us_per_step": float(np.median(micros[1:] or micros)) if micros else None,
@@ -123,6 +135,35 @@ def train_mode(
         "compile_seconds": engine.STATISTICS.compile_seconds - compiling,
         "weights_sha256": fingerprint(model),
     }
+    return report, model
+
+
+def save_model(model: nn.Module, features: int, path: Path) -> None:
+    """Save the program that turns pixels from 0 to 1 into probabilities."""
+    model.eval()
+    with dp.Program() as program:
+        pixels = dp.placeholder("pixels", [None, features])
+        probabilities = F.softmax(model(pixels))
+    dp.save(program, path, ["pixels"], [probabilities])
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    """Print the likeliest classes of every image."""
+    program = dp.load(options.model)
+    (feed,) = program.feeds.values()
+    if feed.node.type.rank != 2 or not isinstance(feed.node.type.shape[1], int):
+        raise DiptychError(
+            "predict takes a program of one input, pixels (n, width * width)",
+            f"{feed.name} is {feed.node.type}",
+            "a file written by diptych digits --save",
+        )
+    for path in options.images:
+        image, notes = read_digit(path, feed.node.type.shape[1])
+        (scores,) = program.run({feed.name: image[None]})
+        best = np.argsort(-scores[0], kind="stable")[:3]
+        shown = "  ".join(f"{n} {scores[0, n]:.1%}" for n in best)
+        print(f"{path.name}: {shown}" + (f"    ({', '.join(notes)})" if notes else ""))
+    return 0
 
 
 def run_epoch(mode: str, run: Any, loader: DataLoader) -> float:
