@@ -12,9 +12,9 @@ MADE_BY_RULES = {"size"} | PENDING
 
 @pytest.fixture
 def reference():
-    dp.PANEL.device = "reference"
+    dp.use_device("reference")
     yield
-    dp.PANEL.device = "cpu"
+    dp.use_device("cpu")
 
 
 def same_bits(a, b):
@@ -28,7 +28,7 @@ def same_bits(a, b):
 
 def run(case, device, arrays):
     """Value and gradients on a device."""
-    dp.PANEL.device = device
+    dp.use_device(device)
     try:
         tensors = [dp.tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
         out = case.call(*tensors)
@@ -39,7 +39,7 @@ def run(case, device, arrays):
             results += [t.grad.numpy() for t in tensors if t.grad is not None]
         return results
     finally:
-        dp.PANEL.device = "cpu"
+        dp.use_device("cpu")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

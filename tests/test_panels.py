@@ -91,11 +91,11 @@ def test_static_program_has_the_bits_of_the_dynamic_panel():
 
 
 def test_reference_device_has_the_same_bits():
-    dp.PANEL.device = "reference"
+    dp.use_device("reference")
     try:
         assert train_dynamic() == EXPECTED
     finally:
-        dp.PANEL.device = "cpu"
+        dp.use_device("cpu")
 
 
 def test_eager_has_the_same_bits_and_more_calls():

@@ -23,13 +23,13 @@ OPTIMIZERS = {
 
 
 def train(make, mode, clip=False, dropout=0.0, schedule=False):
-    dp.PANEL.device = "reference" if mode == "reference" else "cpu"
+    dp.use_device("reference" if mode == "reference" else "cpu")
     dp.set_eager(mode == "eager")
     try:
         return _train(make, mode, clip, dropout, schedule)
     finally:
         dp.set_eager(False)
-        dp.PANEL.device = "cpu"
+        dp.use_device("cpu")
 
 
 def _train(make, mode, clip, dropout, schedule):

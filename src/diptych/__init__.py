@@ -2,7 +2,7 @@
 
 from diptych import data, nn, optim
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
-from diptych.dynamic import PANEL, set_eager
+from diptych.dynamic import PANEL, set_eager, use_device
 from diptych.errors import DiptychError
 from diptych.formats.program import load, save
 from diptych.generator import manual_seed
@@ -136,6 +136,7 @@ __all__ = [
     "transpose",
     "u8",
     "uniform",
+    "use_device",
     "value_and_grad",
     "where",
 ]

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--threads", type=int, help="threads of a native call")
-    train.add_argument("--device", default="cpu", choices=["cpu", "reference"])
+    train.add_argument("--device", default="cpu", choices=engine.DEVICES)
     train.add_argument("--json", type=Path, help="write the report to this file")
     train.add_argument("--save", type=Path, help="save the trained program to this file")
     train.set_defaults(run=run_digits)
@@ -97,7 +97,7 @@ def train_mode(
     mode: str, train: ArrayDataset, test: ArrayDataset, options: argparse.Namespace
 ) -> tuple[dict[str, Any], nn.Module]:
     """Train from the same start in one mode: the report, and the model."""
-    dp.PANEL.device = options.device
+    dp.use_device(options.device)
     dp.set_eager(mode == "eager")
     dp.manual_seed(options.seed)
     model = nn.Sequential(

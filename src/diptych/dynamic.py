@@ -234,6 +234,13 @@ def set_eager(on: bool) -> None:
     _eager = on
 
 
+def use_device(name: str) -> None:
+    """Run the dynamic panel, and by default programs, on `cpu` or on `reference`."""
+    engine.check_device(name)
+    PANEL.run()
+    PANEL.device = name
+
+
 PANEL = DynamicRecorder()
 set_default_panel(PANEL)
 set_default(PANEL)

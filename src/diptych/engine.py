@@ -178,6 +178,18 @@ class ReferenceExecutable:
         return results
 
 
+DEVICES = ("cpu", "reference")
+
+
+def check_device(name: str) -> str:
+    """The name of a device that is there."""
+    if name not in DEVICES:
+        raise DeviceError(
+            "diptych runs on the devices " + " and ".join(DEVICES), repr(name), "device 'cpu'"
+        )
+    return name
+
+
 def compile(
     graph: Graph,
     device: str,
@@ -185,13 +197,9 @@ def compile(
     donated: dict[int, int] | None = None,
 ) -> Executable | ReferenceExecutable:
     """An executable for a graph on a device, `cpu` or `reference`."""
-    if device == "cpu":
-        return Executable(graph, strides or {}, donated or {})
-    if device == "reference":
+    if check_device(device) == "reference":
         return ReferenceExecutable(graph, donated or {})
-    raise DeviceError(
-        "diptych runs on the devices cpu and reference", repr(device), "dp.use_device('cpu')"
-    )
+    return Executable(graph, strides or {}, donated or {})
 
 
 def run_once(graph: Graph, values: Sequence[Array], device: str) -> list[Array]:

@@ -17,6 +17,7 @@ from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Node, Operator, constant_node, input_node, walk
 from diptych.graph.record import Recorder, author_line, current, origin
 from diptych.ops import contract, elementwise, indexing, reduce, shape
+from diptych.ops.base import host_array
 
 Array = np.ndarray[Any, Any]
 
@@ -350,7 +351,7 @@ class Parameter(Tensor):
     __slots__ = ("name",)
 
     def __init__(self, value: Any, trainable: bool = True, name: str = "") -> None:
-        array = np.asarray(value)
+        array = host_array(value)
         axes = tuple(range(array.ndim))[::-1] if array.ndim == 2 else None
         own = empty(array.shape, as_dtype(array.dtype).numpy, axes)
         own[...] = array
@@ -456,7 +457,7 @@ def no_grad() -> Iterator[None]:
 
 def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with a copy of a number, list or array. Python floats are f32, ints i64."""
-    array = np.asarray(value)
+    array = host_array(value)
     if dtype is not None:
         array = array.astype(as_dtype(dtype).numpy)
     elif array.dtype == np.float64 and not isinstance(value, np.ndarray | np.generic):

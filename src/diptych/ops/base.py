@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 
 from diptych.dtypes import DType, TensorType, as_dtype, f32, i64, promote
-from diptych.errors import DtypeError, GraphError
+from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Graph, Node, Operator, Source, input_node, walk
 from diptych.graph.record import GRAPH, current, recording
 from diptych.kernel.expr import Expr
@@ -57,6 +57,18 @@ def is_scalar(value: Any) -> bool:
     return isinstance(value, bool | int | float) and not isinstance(value, np.generic)
 
 
+def host_array(value: Any) -> np.ndarray[Any, Any]:
+    """numpy's array of a number, nested lists or an array."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as problem:
+        raise ShapeError(
+            "nested lists become an array where all rows have one length", str(problem)[:90], ""
+        ) from problem
+    as_dtype(array.dtype)
+    return array
+
+
 def operand(value: Any, dtype: DType | None = None) -> Handle:
     """A handle on a tensor, array or number; `dtype` is what a Python number becomes."""
     if hasattr(value, "type") and isinstance(value.type, TensorType):
@@ -66,7 +78,7 @@ def operand(value: Any, dtype: DType | None = None) -> Handle:
             dtype = as_dtype("bool") if isinstance(value, bool) else f32
             dtype = i64 if isinstance(value, int) and not isinstance(value, bool) else dtype
         return current().scalar(value, dtype)
-    array = np.asarray(value)
+    array = host_array(value)
     if isinstance(value, list | tuple) and array.dtype == np.float64:
         array = array.astype(np.float32)
     return current().array(array)

@@ -216,6 +216,8 @@ def take(x: Any, key: Any) -> Handle:
 
 
 def _without_ellipsis(parts: list[Any], t: TensorType) -> list[Any]:
+    if sum(p is Ellipsis for p in parts) > 1:
+        raise ShapeError("indexing takes one ellipsis", f"two for {t}", "write out the axes")
     used = sum(p is not None and p is not Ellipsis for p in parts)
     if used > t.rank:
         raise ShapeError(

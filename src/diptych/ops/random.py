@@ -78,7 +78,10 @@ class Uniform(Operator):
 
 
 def _shape(shape: Any) -> tuple[Dimension, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(isinstance(d, int) and d < 0 for d in sizes):
+        raise ShapeError("a size is not negative", f"{list(sizes)}", "")
+    return sizes
 
 
 def uniform(shape: Any, low: float = 0.0, high: float = 1.0) -> Handle:

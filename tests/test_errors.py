@@ -1,0 +1,272 @@
+"""Bad input: an error of three lines that names the author's line, in both panels."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import nn
+from diptych.errors import (
+    DeviceError,
+    DtypeError,
+    FeedError,
+    FileFormatError,
+    MissingFileError,
+    ObservedWhileRecording,
+    ShapeError,
+    StartupError,
+    ValueRangeError,
+)
+
+X = np.ones((4, 6), np.float32)
+
+
+def check(caught, line, *parts):
+    """Rule, facts with the line, cure."""
+    text = str(caught.value).splitlines()
+    assert len(text) == 3, caught.value
+    assert text[1].startswith("  got  ") and text[2].startswith("  try  ")
+    assert text[1].endswith(f"(test_errors.py:{line})"), (text[1], line)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def following():
+    """The line after the one that calls."""
+    return inspect.currentframe().f_back.f_lineno + 1
+
+
+PANELS = ["dynamic", "compiled", "program"]
+
+
+def failing(panel, call, *arrays):
+    """Run `call` in a panel."""
+    if panel == "dynamic":
+        call(*[dp.tensor(a) for a in arrays])
+    elif panel == "compiled":
+        dp.compile(call)(*arrays)
+    else:
+        with dp.Program():
+            call(*[
+                dp.placeholder(f"x{n}", a.shape, str(dp.tensor(a).dtype))
+                for n, a in enumerate(arrays)
+            ])  # fmt: skip
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_shapes(panel):
+    def call(x):
+        return dp.matmul(x, x)
+
+    with pytest.raises(ShapeError) as caught:
+        failing(panel, call, X)
+    check(caught, call.__code__.co_firstlineno + 1, "matmul", "f32[4,6]")
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_dtypes(panel):
+    def call(x, y):
+        return x + y
+
+    with pytest.raises(DtypeError) as caught:
+        failing(panel, call, X, np.ones((4, 6), np.int64))
+    check(caught, call.__code__.co_firstlineno + 1, "f32 and i64", "astype")
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_layer_of_another_width(panel):
+    model = nn.Linear(5, 2)
+
+    def call(x):
+        return model(x)
+
+    with pytest.raises(ShapeError) as caught:
+        failing(panel, call, X)
+    check(caught, call.__code__.co_firstlineno + 1, "linear", "f32[4,6]")
+
+
+def program():
+    with dp.Program() as made:
+        x = dp.placeholder("x", [None, 6])
+        out = nn.Linear(6, 3)(x)
+    return made, out
+
+
+def test_missing_unknown_and_misshapen_feeds():
+    made, out = program()
+    executor = dp.Executor()
+    executor.run(made.startup)
+    with pytest.raises(FeedError) as caught:
+        line = following()
+        executor.run(made, {}, [out])
+    check(caught, line, "'x' is missing")
+    with pytest.raises(FeedError) as caught:
+        line = following()
+        executor.run(made, {"x": X, "y": X}, [out])
+    check(caught, line, "unknown ['y']", "the program has ['x']")
+    with pytest.raises(FeedError) as caught:
+        line = following()
+        executor.run(made, {"x": X[:, :5]}, [out])
+    check(caught, line, "f32[N,6]", "[4, 5]")
+    with pytest.raises(FeedError) as caught:
+        line = following()
+        executor.run(made, {"x": X.astype(np.float64)}, [out])
+    check(caught, line, "is f32, fed float64")
+    with pytest.raises(FeedError) as caught:
+        line = following()
+        executor.run(made, {"x": X}, ["nothing"])
+    check(caught, line, "'nothing'", "linear")
+
+
+def test_use_before_startup():
+    made, out = program()
+    with pytest.raises(StartupError) as caught:
+        line = following()
+        dp.Executor().run(made, {"x": X}, [out])
+    check(caught, line, "startup")
+    (weight, _) = made.parameters()
+    with pytest.raises(StartupError) as caught:
+        line = following()
+        weight.numpy()
+    check(caught, line, "startup")
+    with pytest.raises(StartupError) as caught:
+        line = following()
+        weight + 1.0
+    check(caught, line, "startup")
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**40])
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_a_label_out_of_range(label, device):
+    scores, labels = np.zeros((4, 3), np.float32), np.array([0, 1, label, 2])
+    dp.use_device(device)
+    try:
+        with pytest.raises(ValueRangeError) as caught:
+            line = following()
+            F.cross_entropy(dp.tensor(scores), dp.tensor(labels)).item()
+        check(caught, line, "a label lies from 0 to 2", f"label {label}")
+        call = dp.compile(lambda x, y: F.cross_entropy(x, y))
+        with pytest.raises(ValueRangeError, match=r"test_errors\.py"):
+            call(scores, labels)
+    finally:
+        dp.use_device("cpu")
+
+
+def test_a_position_out_of_range():
+    with pytest.raises(ValueRangeError) as caught:
+        line = following()
+        dp.gather(dp.tensor(X), dp.tensor([0, 9])).numpy()
+    check(caught, line, "a position lies from 0 to 3", "position 9")
+
+
+def test_a_value_read_while_recording():
+    def call(x):
+        return x * float(x.sum())
+
+    for panel in ("compiled", "program"):
+        with pytest.raises(ObservedWhileRecording) as caught:
+            failing(panel, call, X)
+        check(caught, call.__code__.co_firstlineno + 1, "where(...)")
+
+
+def test_a_tensor_of_a_program_used_outside():
+    _, out = program()
+    with pytest.raises(StartupError) as caught:
+        line = following()
+        out + 1.0
+    check(caught, line, "fetch it")
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(DeviceError) as caught:
+        line = following()
+        dp.use_device("cuda")
+    check(caught, line, "'cuda'", "cpu and reference")
+    made, out = program()
+    executor = dp.Executor("gpu")
+    executor.run(made.startup)
+    with pytest.raises(DeviceError) as caught:
+        line = following()
+        executor.run(made, {"x": X}, [out])
+    check(caught, line, "'gpu'")
+
+
+def test_files_that_are_missing_or_broken(tmp_path):
+    with pytest.raises(MissingFileError) as caught:
+        line = following()
+        dp.load(tmp_path / "m")
+    check(caught, line, "not there")
+    (tmp_path / "m").write_bytes(b"12345678901234567890")
+    with pytest.raises(FileFormatError) as caught:
+        line = following()
+        dp.load(tmp_path / "m")
+    check(caught, line, "safetensors")
+    with pytest.raises(MissingFileError) as caught:
+        line = following()
+        dp.data.mnist("train", tmp_path)
+    assert "train-images-idx3-ubyte" in str(caught.value) and f":{line}" in str(caught.value)
+
+
+def test_backward_twice_and_from_nothing():
+    x = dp.tensor(2.0, requires_grad=True)
+    y = x * x
+    y.backward()
+    with pytest.raises(dp.DiptychError) as caught:
+        line = following()
+        y.backward()
+    check(caught, line, "retain_graph=True")
+    with pytest.raises(dp.DiptychError) as caught:
+        line = following()
+        dp.tensor(1.0).backward()
+    check(caught, line, "no_grad")
+    with pytest.raises(ShapeError) as caught:
+        line = following()
+        (dp.tensor([1.0, 2.0], requires_grad=True) * 2.0).backward()
+    check(caught, line, "take the mean first")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x[9],
+        lambda x: x[:, :, None, 0],
+        lambda x: x.reshape(5, 5),
+        lambda x: x.sum(2),
+        lambda x: dp.concat([x, x[:, :2]], 0),
+        lambda x: x.transpose(0, 0),
+        lambda x: x[..., ...],
+        lambda x: F.softmax(x, axis=5),
+        lambda x: dp.one_hot(x, 3),
+        lambda x: x & x,
+        lambda x: dp.pad(x, [(1, 1)]),
+        lambda x: x["a"],
+        lambda x: dp.clip(x, "a", 2),
+        lambda x: F.dropout(x, 1.5),
+        lambda x: dp.exp(x > 0),
+        lambda x: dp.stack([x, x[0]]),
+        lambda x: dp.broadcast_to(x, (4, 7)),
+        lambda x: x.astype("f16"),
+        lambda x: dp.expand_dims(x, 7),
+        lambda x: dp.squeeze(x, 0),
+        lambda x: x @ 3.0,
+        lambda x: dp.uniform((-1,)),
+        lambda x: x.item(),
+        lambda x: F.mse_loss(x, x[0]),
+        lambda x: dp.tensor("no"),
+        lambda x: dp.tensor([[1.0], [2.0, 3.0]]),
+        lambda x: dp.tensor(object()),
+        lambda x: x + "a",
+        lambda x: x + None,
+        lambda x: dp.where(x, x, x),
+        lambda x: dp.argmax(x, 4),
+        lambda x: F.cross_entropy(x, x),
+        lambda x: x.item(),
+        lambda x: dp.gather(x, x),
+        lambda x: dp.tensor(np.array([1j])),
+    ],
+)
+def test_bad_calls_are_errors_of_diptych(call):
+    with pytest.raises(dp.DiptychError, match=r"\(test_errors\.py:\d+\)"):
+        call(dp.tensor(X))
