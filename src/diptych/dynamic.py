@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -20,32 +21,98 @@ from diptych.graph.record import author_line, set_default
 from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
 
 Array = np.ndarray[Any, Any]
-LIMIT = 5000  # nodes that may wait before a piece is run without a look
+LIMIT = 5000  # nodes, and bytes of arrays handed over, that may wait without a look
+MUCH = 1 << 25
+LOOP = 100  # calls without a look after which a loop is looked for
+HISTORY = 600  # the same where history is alive: a deep network is not a loop
 _INPUT = Input()
 
 
-class DynamicRecorder(TensorRecorder):
-    """One per process; a lock keeps threads from recording into each other's piece."""
+class Piece:
+    """What one thread has recorded and not yet run."""
 
     def __init__(self) -> None:
+        self.grad_enabled = True
+        self.at_boundary = False
+        self.clear()
+
+    def clear(self) -> None:
         self.waiting: list[weakref.ref[Tensor]] = []
         self.replaced: list[tuple[Node, Node]] = []  # (new value of a parameter, the old one)
-        self.at_boundary = False
+        self.held = 0  # bytes of arrays handed over
+        self.in_step = False  # gradients were taken
+        self.sites: list[Any] = []  # call sites of what waits
+
+
+class DynamicRecorder(TensorRecorder):
+    """Every thread records a piece of its own; pieces are run one at a time, under the lock."""
+
+    def __init__(self) -> None:
+        self.cuts: dict[Any, list[list[Any]]] = {}  # by call site: the calls of a loop before it
         self.cache: dict[Any, Any] = {}
         self.device = "cpu"
         self.lock = threading.RLock()
+        self.local = threading.local()
+        self.pieces: weakref.WeakSet[Piece] = weakref.WeakSet()
+
+    @property
+    def piece(self) -> Piece:
+        """The piece of this thread."""
+        try:
+            return self.local.piece  # type: ignore[no-any-return]
+        except AttributeError:
+            with self.lock:
+                self.local.piece = piece = Piece()
+                self.pieces.add(piece)
+            return piece
+
+    @property
+    def grad_enabled(self) -> bool:
+        return self.piece.grad_enabled
+
+    @grad_enabled.setter
+    def grad_enabled(self, on: bool) -> None:
+        self.piece.grad_enabled = on
 
     # ---- recording -------------------------------------------------------------------------
 
     def made(self, tensor: Tensor) -> Tensor:
         with self.lock:
-            if self.at_boundary:
-                self.at_boundary = False
-                self.run()
-            self.waiting.append(weakref.ref(tensor))
-            if config_eager() or len(self.waiting) > LIMIT:
-                self.run()
+            piece = self.piece
+            if self._is_cut(piece, tensor.node) or piece.at_boundary:
+                piece.at_boundary = False
+                self.run(piece)
+            self._wait(piece, tensor)
+            if config_eager():
+                self.run(piece)
         return tensor
+
+    def _wait(self, piece: Piece, tensor: Tensor) -> None:
+        tensor.node.pending = piece
+        piece.waiting.append(weakref.ref(tensor))
+
+    def _is_cut(self, piece: Piece, node: Node) -> bool:
+        """Whether what waits is run before this node.
+
+        A loop that never looks is cut where its calls repeat, from then on always at the same
+        place. What follows a backward is a step, and is not cut.
+        """
+        if len(piece.waiting) >= LIMIT or piece.held >= MUCH:
+            return True
+        if piece.in_step:
+            return False
+        site, sites = (node.where, node.op.name), piece.sites
+        found = any(sites[-len(c) :] == c for c in self.cuts.get(site, ()))
+        enough = HISTORY if node.needs_grad else LOOP
+        if not found and len(sites) >= enough:
+            period = _period(sites[-enough:])
+            if period and sites[-period] == site:
+                self.cuts.setdefault(site, []).append(sites[-period:])
+                found = True
+        if found:
+            self.run(piece)
+        piece.sites.append(site)
+        return False
 
     def node_of(self, handle: Any) -> Node:
         if isinstance(handle, Tensor):
@@ -61,6 +128,10 @@ class DynamicRecorder(TensorRecorder):
                     f"{getattr(handle, 'name', '') or handle.type}",
                     "executor.run(program.startup)",
                 )
+            owner = handle.node.pending
+            if owner is not None and owner is not self.piece:  # another thread's: run it first
+                with self.lock:
+                    self.run(owner)
             return handle.node
         if isinstance(handle, Node):
             return handle
@@ -81,6 +152,7 @@ class DynamicRecorder(TensorRecorder):
         dtype = as_dtype(value.dtype)
         own = engine.empty(value.shape, dtype.numpy)
         own[...] = value
+        self.piece.held += own.nbytes
         return self._leaf(own)
 
     def random_state(self) -> Tensor:
@@ -95,44 +167,49 @@ class DynamicRecorder(TensorRecorder):
 
                 node = stop_gradient(value).node
             parameter.bind(node, trainable)
-            self.replaced.append((node, old))
-            self.waiting.append(weakref.ref(parameter))
+            self.piece.replaced.append((node, old))
+            if node.value is None:
+                self._wait(self.piece, parameter)
 
     def get_grad(self, handle: Tensor) -> Tensor | None:
         return handle._grad
 
     def set_grad(self, handle: Tensor, grad: Tensor | None) -> None:
         handle._grad = grad
+        if grad is not None:
+            self.piece.in_step = True
 
     def boundary(self) -> None:
-        self.at_boundary = True
+        self.piece.at_boundary = True
 
     # ---- running ---------------------------------------------------------------------------
 
     def observe(self, tensor: Tensor) -> Array:
-        if tensor.node.value is None:
-            self.node_of(tensor)
-            with self.lock:
-                self.at_boundary = False
+        with self.lock:
+            if tensor.node.value is None:
+                self.node_of(tensor)
+                self.piece.at_boundary = False
                 self.run()
-        assert tensor.node.value is not None
-        return tensor.node.value
+            assert tensor.node.value is not None
+            return tensor.node.value
 
-    def run(self) -> None:
+    def run(self, piece: Piece | None = None) -> None:
         """Run what is waiting; every handle that is alive becomes an output."""
-        outputs = self._outputs()
-        replaced, self.replaced, self.waiting = self.replaced, [], []
-        if not outputs:
-            return
-        try:
-            self._run(outputs, replaced)
-        except BaseException:
-            self._restore(replaced)
-            raise
+        with self.lock:
+            piece = self.piece if piece is None else piece
+            outputs, replaced = self._outputs(piece), piece.replaced
+            piece.clear()
+            if not outputs:
+                return
+            try:
+                self._run(outputs, replaced)
+            except BaseException:
+                self._restore(replaced)
+                raise
 
-    def _outputs(self) -> list[Node]:
+    def _outputs(self, piece: Piece) -> list[Node]:
         found: dict[int, Node] = {}
-        for reference in self.waiting:
+        for reference in piece.waiting:
             tensor = reference()
             if tensor is not None and tensor.node.value is None:
                 found[id(tensor.node)] = tensor.node
@@ -168,7 +245,7 @@ class DynamicRecorder(TensorRecorder):
             found = self.cache[full] = self._compile(order, leaves, outputs, donated)
         results = found.run([leaf.value for leaf in leaves])
         for node, value in zip(outputs, results, strict=True):
-            node.value = value
+            node.value, node.pending = value, None
             if not node.needs_grad or node.leaf:  # nobody differentiates through it any more
                 node.op, node.inputs = _INPUT, ()
         for output in donated:
@@ -179,6 +256,8 @@ class DynamicRecorder(TensorRecorder):
         self, outputs: list[Node], leaves: list[Node], replaced: list[tuple[Node, Node]]
     ) -> dict[int, int]:
         """Outputs that may overwrite the old value of their parameter: nobody else holds it."""
+        if any(piece.waiting for piece in self.pieces):  # another thread may be about to read it
+            return {}
         place = {id(leaf): n for n, leaf in enumerate(leaves)}
         out = {id(o): n for n, o in enumerate(outputs)}
         alive = {
@@ -220,6 +299,15 @@ class DynamicRecorder(TensorRecorder):
                 owner.bind(old, new.needs_grad)
 
 
+def _period(sites: list[Any]) -> int:
+    """After how many calls a list repeats itself from end to end, at most half of it; or 0."""
+    last = sites[-1]
+    for period in range(1, len(sites) // 2 + 1):
+        if sites[-1 - period] == last and sites[period:] == sites[:-period]:
+            return period
+    return 0
+
+
 def config_eager() -> bool:
     return _eager
 
@@ -241,6 +329,13 @@ def use_device(name: str) -> None:
     PANEL.device = name
 
 
+def _forked() -> None:
+    """A child of a fork has one thread, which holds no lock."""
+    PANEL.lock = threading.RLock()
+
+
 PANEL = DynamicRecorder()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 set_default_panel(PANEL)
 set_default(PANEL)

@@ -29,12 +29,13 @@ class TensorRecorder(Recorder):
 
     def record(self, op: Operator, operands: Sequence[Any]) -> Tensor:
         inputs = tuple([self.node_of(o) for o in operands])
-        type = op.infer(*[i.type for i in inputs])
+        types = [i.type for i in inputs]
+        type = op.infer(*types)
         needs = (
-            self.grad_enabled
-            and type.dtype.is_float
-            and any(i.needs_grad for i in inputs)
-            and op.name != "stop_gradient"
+            type.dtype.is_float
+            and any([i.needs_grad for i in inputs])
+            and self.grad_enabled
+            and op.flows(*types)
         )
         node = Node(op, inputs, type, author_line(), needs_grad=needs)
         return self.made(Tensor(node, self))
@@ -116,10 +117,7 @@ class Tensor:
 
     def numpy(self) -> Array:
         """The value as a read-only numpy array."""
-        value = current_panel(self).observe(self)
-        view = value.view()
-        view.flags.writeable = False
-        return view
+        return np.asarray(_Held(current_panel(self).observe(self)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         value = self.numpy()
@@ -382,6 +380,18 @@ class Parameter(Tensor):
                 "a parameter keeps its type", f"{self.type} assigned {value.type}", "reshape it"
             )
         panel.assign(self, value)
+
+
+class _Held:
+    """The base of a view: who has the view holds the array, and it is not written again."""
+
+    __slots__ = ("__array_interface__", "array")
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], True)  # read-only
+        self.__array_interface__ = interface
 
 
 _panel: list[TensorRecorder] = []

@@ -61,6 +61,10 @@ class Operator(ABC):
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
         """The element of the result at given indices, in the kernel language."""
 
+    def flows(self, *inputs: TensorType) -> bool:
+        """Whether any gradient can pass from the result to an input."""
+        return True
+
     def attributes(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
@@ -107,8 +111,8 @@ class Node:
     """
 
     __slots__ = (
-        "__weakref__", "inputs", "label", "leaf", "needs_grad", "op", "owner", "pinned",
-        "released", "type", "value", "where",
+        "__weakref__", "inputs", "label", "leaf", "needs_grad", "op", "owner", "pending",
+        "pinned", "released", "type", "value", "where",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +129,7 @@ class Node:
         self.label, self.needs_grad = label, needs_grad
         self.value: np.ndarray[Any, Any] | None = None
         self.leaf = self.pinned = self.released = False
+        self.pending: Any = None  # what a panel has recorded and not yet run, this among it
         self.owner: Any = None  # a weak reference to the handle that gets the gradient
 
     @property

@@ -47,8 +47,9 @@ class GraphRecorder(Recorder):
     """Records plain nodes: inside gradient rules, bodies of operators and rewrites."""
 
     def record(self, op: Operator, operands: Sequence[Any]) -> Node:
-        type = op.infer(*[o.type for o in operands])
-        needs = type.dtype.is_float and any(o.needs_grad for o in operands)
+        types = [o.type for o in operands]
+        type = op.infer(*types)
+        needs = type.dtype.is_float and any(o.needs_grad for o in operands) and op.flows(*types)
         return Node(op, tuple(operands), type, _local.where, needs_grad=needs)
 
     def scalar(self, value: float, dtype: DType) -> Node:

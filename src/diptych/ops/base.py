@@ -148,6 +148,9 @@ class Composite(Operator):
     def infer(self, *inputs: TensorType) -> TensorType:
         return self.body(*inputs).outputs[0].type
 
+    def flows(self, *inputs: TensorType) -> bool:
+        return self.operator.gradient is not None or self.body(*inputs).outputs[0].needs_grad
+
     def reference(self, *inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         raise GraphError(f"{self.name} runs as its primitives; inline it first")
 

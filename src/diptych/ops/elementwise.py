@@ -696,6 +696,9 @@ class StopGradient(Elementwise):
 
     name: ClassVar[str] = "stop_gradient"
 
+    def flows(self, *inputs: TensorType) -> bool:
+        return False
+
     def reference(self, *inputs: Array) -> Array:
         return inputs[0]
 

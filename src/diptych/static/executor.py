@@ -169,9 +169,11 @@ class Plan:
                 f"the program has {sorted(self.program.feeds)}",
             )
         values, sizes = self._feed_values(feed)
-        state = [default_panel().observe(p) for p, _ in self.state]
-        inputs = values + state + [np.asarray(read()) for _, read in self.live]
-        return self._call(inputs, sizes, len(values))
+        with default_panel().lock:  # writers of parameters take turns, and readers wait for them  # type: ignore[attr-defined]
+            state = [default_panel().observe(p) for p, _ in self.state]
+            inputs = values + state + [np.asarray(read()) for _, read in self.live]
+            del state
+            return self._call(inputs, sizes, len(values))
 
     def _call(self, inputs: list[Array], sizes: dict[str, int], first: int) -> list[Array]:
         own = {id(p): n for n, (p, _) in enumerate(self.state)}
