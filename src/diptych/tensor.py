@@ -26,6 +26,8 @@ class TensorRecorder(Recorder):
     """Records calls as nodes and hands out tensors; the panels differ in `observe`."""
 
     grad_enabled = True
+    device: str
+    lock: Any  # held while state is read or written
 
     def record(self, op: Operator, operands: Sequence[Any]) -> Tensor:
         inputs = tuple([self.node_of(o) for o in operands])

@@ -187,7 +187,7 @@ class Plan:
             if node.pinned or sys.getrefcount(inputs[first + place]) > 3:
                 continue
             donated[len(self.wanted) + n] = first + place
-        device = self.device or default_panel().device  # type: ignore[attr-defined]
+        device = self.device or default_panel().device
         strides = tuple(element_strides(a) for a in inputs)
         key = (tuple(sorted(sizes.items())), strides, tuple(donated.items()), device)
         found = self.executables.get(key)

@@ -132,8 +132,8 @@ class Scanned:
             values.append(np.array(read()))
             if node.type == TensorType((2,), i64):
                 random.append(first + len(self.state) + n)
-        if panel.device != "cpu":  # type: ignore[attr-defined]
-            raise ShapeError("scan runs on the device cpu", panel.device, "use the loop")  # type: ignore[attr-defined]
+        if panel.device != "cpu":
+            raise ShapeError("scan runs on the device cpu", panel.device, "use the loop")
         strides = tuple(element_strides(v) for v in values)
         found = self.executables.get(strides)
         if found is None:
