@@ -60,39 +60,75 @@ def test_every_operator_has_a_case():
     assert set(ALL) - covered <= MADE_BY_RULES
 
 
-def directional(case, arrays, point, direction, eps):
-    moved = [a + eps * d for a, d in zip(point, direction, strict=True)]
-    full = iter(moved)
-    given = [dp.tensor(next(full)) if a.dtype.kind == "f" else dp.tensor(a) for a in arrays]
-    out = case.call(*given)
+def weighted(case, tensors):
+    """A smooth number made of the result."""
+    out = case.call(*tensors)
     weights = np.random.default_rng(1).standard_normal(out.shape)
-    return float((out * dp.tensor(weights)).sum())
+    return (out * dp.tensor(weights)).sum()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.smooth], ids=lambda c: c.name)
+def along_gradient(case, tensors):
+    """The derivative of that number along a fixed direction, itself a function of the tensors."""
+    floats = [t for t in tensors if t.requires_grad]
+    rng = np.random.default_rng(5)
+    total = dp.tensor(np.float64(0))
+    for slope in dp.partials(weighted(case, tensors), floats):
+        total = total + (slope * dp.tensor(rng.standard_normal(slope.shape))).sum()
+    return total
+
+
+def check_gradient(case, of=weighted, scale=1.0, what="gradient"):
+    """The gradient of `of` against a central difference along a random direction, in f64."""
+    arrays = [a.astype(np.float64) if a.dtype == np.float32 else a for a in case.inputs(2)]
+    rng = np.random.default_rng(3)
+    floats = [n for n, a in enumerate(arrays) if a.dtype.kind == "f"]
+    direction = {n: rng.standard_normal(arrays[n].shape) for n in floats}
+
+    def at(eps):
+        moved = [a + eps * direction[n] if n in direction else a for n, a in enumerate(arrays)]
+        return [dp.tensor(a, requires_grad=n in direction) for n, a in enumerate(moved)]
+
+    tensors = at(0.0)
+    value, slope = of(case, tensors), 0.0
+    if value.requires_grad:
+        value.backward()
+        slope = sum(
+            float((tensors[n].grad.numpy() * d).sum())
+            for n, d in direction.items()
+            if tensors[n].grad is not None
+        )
+    eps = 1e-6
+    found = (of(case, at(eps)).item() - of(case, at(-eps)).item()) / (2 * eps)
+    assert abs(found - slope * scale) <= 2e-5 * max(1.0, abs(found)), f"{what} of {case.name}"
+
+
+SMOOTH = [c for c in CASES if c.smooth]
+
+
+@pytest.mark.parametrize("case", SMOOTH, ids=lambda c: c.name)
 def test_gradient_agrees_with_finite_differences(case):
     check_gradient(case)
 
 
-def check_gradient(case, scale=1.0):
-    arrays = [a.astype(np.float64) if a.dtype == np.float32 else a for a in case.inputs(2)]
-    tensors = [dp.tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
-    out = case.call(*tensors)
-    weights = np.random.default_rng(1).standard_normal(out.shape)
-    (out * dp.tensor(weights)).sum().backward()
-    floats = [t for t in tensors if t.requires_grad]
-    point = [t.numpy().astype(np.float64) for t in floats]
-    rng = np.random.default_rng(3)
-    direction = [rng.standard_normal(p.shape) for p in point]
-    slope = sum(float((t.grad.numpy() * d).sum()) for t, d in zip(floats, direction, strict=True))
-    eps = 1e-6
-    up = directional(case, arrays, point, direction, eps)
-    down = directional(case, arrays, point, direction, -eps)
-    found = (up - down) / (2 * eps)
-    assert abs(found - slope * scale) <= 2e-5 * max(1.0, abs(found)), f"gradient of {case.name}"
+@pytest.mark.parametrize("case", SMOOTH, ids=lambda c: c.name)
+def test_gradient_of_gradient_agrees_with_finite_differences(case):
+    check_gradient(case, along_gradient, what="second gradient")
 
 
 def test_the_checker_catches_a_wrong_gradient():
     case = next(c for c in CASES if c.name == "exp")
     with pytest.raises(AssertionError, match="gradient of exp"):
         check_gradient(case, scale=1.001)
+
+
+def test_the_checker_catches_a_wrong_rule(monkeypatch):
+    """A rule that is right in value and wrong in slope: tanh' = 1 - y^2 without its chain."""
+    from diptych.ops.elementwise import Tanh, multiply, subtract
+
+    def wrong(self, g, node):
+        return [subtract(1.0, multiply(node, node))]
+
+    monkeypatch.setattr(Tanh, "grad", wrong)
+    case = next(c for c in CASES if c.name == "tanh")
+    with pytest.raises(AssertionError, match="gradient of tanh"):
+        check_gradient(case)
