@@ -7,7 +7,7 @@ BIN = .venv/bin
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: demo test check
+.PHONY: demo test check verify-math
 demo: .venv/ready
 	$(BIN)/python -m diptych digits --mode all --epochs 5 --seed 0
 
@@ -15,7 +15,10 @@ test: .venv/ready
 	$(BIN)/python -m pytest -q
 
 check: .venv/ready
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+verify-math: .venv/ready
+	$(BIN)/python scripts/verify_math.py

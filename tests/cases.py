@@ -156,6 +156,3 @@ CASES = [
          ["binary_cross_entropy"]),
     Case("accuracy", F.accuracy, [(8, 10), (8,)], [normal, below(10)], ["accuracy"], False),
 ]  # fmt: skip
-
-PENDING = {"erf", "sin", "cos", "pow", "gelu"}  # raise until kernel/math.py has them
-CASES = [c for c in CASES if c.name not in PENDING]

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from cases import CASES, PENDING
+from cases import CASES
 
 import diptych as dp
 from diptych.ops.base import ALL
 
-MADE_BY_RULES = {"size"} | PENDING
+MADE_BY_RULES = {"size"}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from diptych import data, nn, optim
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, set_eager, use_device
 from diptych.errors import DiptychError
+from diptych.formats.library import export_library
 from diptych.formats.program import load, save
 from diptych.generator import manual_seed
 from diptych.ops.contract import contract, matmul
@@ -86,6 +87,7 @@ __all__ = [
     "exp",
     "expand_dims",
     "expm1",
+    "export_library",
     "f32",
     "f64",
     "flatten",

@@ -16,7 +16,7 @@ from diptych.compiler.pipeline import ENTRY, compile_graph
 from diptych.compiler.target import Target
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
-from diptych.runtime.code import Code, host_target
+from diptych.runtime.code import Code, assembly, host_target
 from diptych.runtime.threads import pool_address
 
 Array = np.ndarray[Any, Any]
@@ -76,6 +76,10 @@ class Executable:
 
     def _load(self, target: Target) -> Code:
         return Code(self.compiled.llvm, target, [ENTRY])
+
+    def assembly(self) -> str:
+        """The machine code as text."""
+        return assembly(self.compiled.llvm, host_target(config.cpu()))
 
     def _report(self, seconds: float) -> None:
         import sys

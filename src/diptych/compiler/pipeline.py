@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.compiler import modes
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.fuse import fuse
 from diptych.compiler.kernels import Kernel
@@ -97,8 +98,19 @@ def emit_module(kernels: list[Kernel], target: Target, pool_slot: int) -> str:
         "  %alone = icmp eq ptr %pool, null",
     ]
     body = "\n".join([*start, *calls])
-    entry = f"define i64 @{ENTRY}(ptr %table, ptr %arena) {{\n{body}\n  ret i64 0\n}}\n"
-    head = f'target triple = "{target.triple}"\n'
+    inner = (
+        f"define internal i64 @steps(ptr %table, ptr %arena) noinline {{\n{body}\n  ret i64 0\n}}\n"
+    )
+    lines = [
+        f"define i64 @{ENTRY}(ptr %table, ptr %arena) {{",
+        *modes.enter(target.triple),
+        "  %code = call i64 @steps(ptr %table, ptr %arena)",
+        *modes.leave(target.triple),
+        "  ret i64 %code",
+        "}",
+    ]
+    entry = inner + "\n".join(lines) + "\n"
+    head = f'target triple = "{target.triple}"\n' + modes.declarations(target.triple)
     return head + "\n".join(sorted(declare)) + "\n\n" + "\n".join(functions) + "\n" + entry
 
 

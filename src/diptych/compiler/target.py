@@ -28,14 +28,30 @@ _LEVELS = {
     "x86-64-v4": (16, 32, True, True),
 }
 
+_V3 = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+_NEEDS = {
+    "x86-64-v2": ("sse4.2", "popcnt"),
+    "x86-64-v3": _V3,
+    "x86-64-v4": (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+}
+
 
 def describe(name: str, triple: str, host_cpu: str, host_features: dict[str, bool]) -> Target:
     """The target called `name`: an x86-64 level, `generic` (aarch64), or `native`."""
     if name in _LEVELS:
         if not triple.startswith("x86_64"):
             raise DeviceError(f"the CPU level {name} is for x86-64", f"this is {triple}", "native")
+        missing = [f for f in _NEEDS.get(name, ()) if not host_features.get(f)]
+        if missing:
+            raise DeviceError(
+                "DIPTYCH_CPU may ask for less than the host, not for more",
+                f"{name} needs {', '.join(missing)}, which {host_cpu} lacks",
+                "use native",
+            )
         lanes, registers, fma, masks = _LEVELS[name]
         return Target(name, triple, name, "", lanes, registers, fma, masks)
+    if name == "aarch64":
+        return Target(name, "aarch64-unknown-linux-gnu", "generic", "+neon", 4, 32, True, False)
     if name != "native":
         raise DeviceError(
             "DIPTYCH_CPU takes native, " + ", ".join(_LEVELS), repr(name), "use native"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,34 @@ def save(
     `inputs` are the placeholders that a run will feed. The weights are the present values of the
     parameters. Raises FeedError where an output needs a placeholder that is not among the inputs.
     """
+    pruned = prune(program, inputs, outputs)
+    metadata = {
+        "format": FORMAT,
+        "graph": print_graph(pruned.graph),
+        "inputs": pruned.inputs,
+        "weights": list(pruned.weights),
+        "outputs": pruned.outputs,
+    }
+    from safetensors.numpy import save as encode
+
+    arrays = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in pruned.weights.items()}
+    write_whole(Path(path), encode(arrays, {"diptych": json.dumps(metadata)}))
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What outputs need of a program: inputs of the graph are the feeds, then the weights."""
+
+    graph: Graph
+    inputs: list[str]
+    weights: dict[str, Array]
+    outputs: list[str]
+
+
+def prune(
+    program: Program, inputs: Sequence[str | Tensor], outputs: Sequence[str | Tensor]
+) -> Pruned:
+    """The part of a program between inputs and outputs, with the present weights."""
     names = [i if isinstance(i, str) else i.node.label for i in inputs]
     roots = [program.target(o) for o in outputs]
     if not roots:
@@ -67,17 +96,8 @@ def save(
             weights[name] = np.array(node.op.array(node.type))
             places[id(node)] = input_node(node.type, name, node.where)
     graph = Graph((*feeds, *places.values()), tuple(rebuilt(roots, places)))
-    metadata = {
-        "format": FORMAT,
-        "graph": print_graph(graph),
-        "inputs": names,
-        "weights": list(weights),
-        "outputs": [r.label or f"output_{n}" for n, r in enumerate(roots)],
-    }
-    from safetensors.numpy import save as encode
-
-    arrays = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in weights.items()}
-    write_whole(Path(path), encode(arrays, {"diptych": json.dumps(metadata)}))
+    labels = [r.label or f"output_{n}" for n, r in enumerate(roots)]
+    return Pruned(graph, names, weights, labels)
 
 
 def _placeholders(program: Program, names: Sequence[str], used: set[int]) -> list[Node]:

@@ -12,6 +12,7 @@ from diptych.errors import DtypeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
 from diptych.kernel import math as kernel_math
+from diptych.kernel import power, trigonometry
 from diptych.kernel import scalar as scalar_ops
 from diptych.kernel.expr import Expr
 from diptych.ops.base import (
@@ -539,7 +540,7 @@ class Erf(Function):
 @primitive
 class Sin(Function):
     name: ClassVar[str] = "sin"
-    rule = kernel_math.sin
+    rule = trigonometry.sin
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         return [multiply(g, cos(node.inputs[0]))]
@@ -548,7 +549,7 @@ class Sin(Function):
 @primitive
 class Cos(Function):
     name: ClassVar[str] = "cos"
-    rule = kernel_math.cos
+    rule = trigonometry.cos
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         return [multiply(g, negative(sin(node.inputs[0])))]
@@ -672,7 +673,7 @@ class Pow(Elementwise):
         return inputs[0].dtype
 
     def scalar(self, *x: Expr) -> Expr:
-        return kernel_math.pow(*x)
+        return power.pow(*x)
 
     def reference(self, *inputs: Array) -> Array:
         a, b = np.broadcast_arrays(*inputs)

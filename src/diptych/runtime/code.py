@@ -44,6 +44,9 @@ def host_target(name: str) -> Target:
 @lru_cache(maxsize=8)
 def _machine(target: Target) -> Any:
     llvm = _llvm()
+    if target.triple != llvm.get_process_triple():  # code for another machine, to be written out
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
     found = llvm.Target.from_triple(target.triple)
     return found.create_target_machine(
         cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="default"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from diptych import config
+from diptych.compiler import modes
 from diptych.errors import DiptychError
 from diptych.runtime.code import Code, host_target
 
@@ -78,11 +79,12 @@ def _claim(tag: str, empty: str) -> list[str]:
     ]
 
 
-def _worker() -> list[str]:
+def _worker(triple: str) -> list[str]:
     """A worker's whole life: claim, spin, sleep, until told to stop."""
     return [
         "define i64 @diptych_worker(ptr %pool, ptr %unused) {",
         "entry:",
+        *modes.enter(triple),
         *_places(),
         "  br label %work.claim",
         *_claim("work", "spin"),
@@ -195,6 +197,7 @@ def pool_text(triple: str) -> str:
         "declare i32 @pthread_cond_wait(ptr, ptr)",
         "declare i32 @pthread_cond_broadcast(ptr)",
         "declare void @llvm.x86.sse2.pause()" if x86 else "",
+        modes.declarations(triple),
     ]
     start = [
         "define i64 @diptych_start(ptr %pool, ptr %unused) {",
@@ -216,7 +219,7 @@ def pool_text(triple: str) -> str:
         "  ret i64 0",
         "}",
     ]
-    lines = [*head, *start, *_worker(), *_run(), ""]
+    lines = [*head, *start, *_worker(triple), *_run(), ""]
     return "\n".join(lines).replace("PAUSE", pause)
 
 
