@@ -6,6 +6,7 @@ from diptych.dynamic import PANEL, set_eager, use_device
 from diptych.errors import DiptychError
 from diptych.formats.library import export_library
 from diptych.formats.program import load, save
+from diptych.formats.state import load_state, save_state
 from diptych.generator import manual_seed
 from diptych.ops.contract import contract, matmul
 from diptych.ops.elementwise import (
@@ -34,7 +35,7 @@ from diptych.ops.elementwise import (
     where,
 )
 from diptych.ops.indexing import arange, gather, one_hot, scatter_add
-from diptych.ops.random import bernoulli, normal, uniform
+from diptych.ops.random import bernoulli, normal, permutation, uniform
 from diptych.ops.reduce import argmax, argmin, mean, prod
 from diptych.ops.reduce import reduce_all as all
 from diptych.ops.reduce import reduce_any as any
@@ -98,6 +99,7 @@ __all__ = [
     "i32",
     "i64",
     "load",
+    "load_state",
     "log",
     "log1p",
     "manual_seed",
@@ -114,6 +116,7 @@ __all__ = [
     "optim",
     "pad",
     "partials",
+    "permutation",
     "placeholder",
     "pow",
     "prod",
@@ -121,6 +124,7 @@ __all__ = [
     "round",
     "rsqrt",
     "save",
+    "save_state",
     "scan",
     "scatter_add",
     "set_eager",

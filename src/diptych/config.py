@@ -47,5 +47,10 @@ def cache_folder() -> Path | None:
         return None
     if text:
         return Path(text)
+    return data_folder() / "code"
+
+
+def data_folder() -> Path:
+    """diptych under the user's cache folder, where data sets and code are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "diptych" / "code"
+    return Path(base) / "diptych"

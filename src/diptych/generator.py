@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
+import sys
 import threading
+
+
+def drawn_seed(what: str) -> int:
+    """A seed for something that was given none, said on the error stream so that the run can be
+    repeated."""
+    seed = secrets.randbits(31)
+    print(f"diptych: {what} got the seed {seed}; give it to repeat this run", file=sys.stderr)
+    return seed
 
 
 class Generator:
@@ -19,8 +27,7 @@ class Generator:
     def seed(self) -> int:
         """The seed; an unseeded generator draws one and says which."""
         if self._seed is None:
-            self._seed = secrets.randbits(31)
-            logging.getLogger("diptych").info("unseeded run: the seed drawn is %d", self._seed)
+            self._seed = drawn_seed("random numbers")
         return self._seed
 
     def take(self) -> tuple[int, int]:

@@ -376,7 +376,7 @@ class Parameter(Tensor):
         """Give the parameter another value of the same type."""
         panel = current_panel(self)
         if not isinstance(value, Tensor):
-            value = panel.array(np.ascontiguousarray(value, self.dtype.numpy))
+            value = panel.array(np.asarray(value, self.dtype.numpy, order="C"))
         if value.type != self.type:
             raise ShapeError(
                 "a parameter keeps its type", f"{self.type} assigned {value.type}", "reshape it"

@@ -1,7 +1,8 @@
 """Data sets and loaders."""
 
-from diptych.data.datasets import ArrayDataset, digits, mnist
+from diptych.data.datasets import ArrayDataset, arrays, digits
 from diptych.data.loader import DataLoader
+from diptych.data.mnist import mnist
 from diptych.philox import permutation
 
-__all__ = ["ArrayDataset", "DataLoader", "digits", "mnist", "permutation"]
+__all__ = ["ArrayDataset", "DataLoader", "arrays", "digits", "mnist", "permutation"]

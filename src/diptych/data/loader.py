@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import secrets
-from collections.abc import Iterator
+import queue
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from diptych.errors import DiptychError
+from diptych.generator import drawn_seed
 from diptych.philox import permutation
+
+Array = np.ndarray[Any, Any]
 
 
 class DataLoader:
-    """Iterates over batches; epoch e is in the order of permutation(n, seed, e)."""
+    """Iterates over batches; epoch e is in the order of permutation(n, seed, e).
+
+    `dataset` has a length and gives a row by its number, as a tuple of numbers and arrays, which
+    are stacked; or it has `batch(rows)`, as the data sets of diptych have. With `prefetch` above 0
+    that many batches are made ahead by a thread; by default 2 for data sets that give single rows,
+    and none for arrays in memory, where the hand-over would cost more than the batch.
+    """
 
     def __init__(
         self,
@@ -23,27 +33,97 @@ class DataLoader:
         shuffle: bool = False,
         seed: int | None = None,
         drop_last: bool = False,
+        prefetch: int | None = None,
     ) -> None:
         if batch_size < 1:
-            raise DiptychError("a batch has at least one row", f"batch_size={batch_size}", "")
+            raise DiptychError("a batch has at least one row", f"batch_size={batch_size}", "16")
+        if prefetch is not None and prefetch < 0:
+            raise DiptychError("prefetch is a number of batches", f"{prefetch}", "0 for none")
         self.dataset, self.batch_size = dataset, batch_size
         self.shuffle, self.drop_last = shuffle, drop_last
-        if shuffle and seed is None:
-            seed = secrets.randbits(31)
-            logging.getLogger("diptych").info("unseeded loader: the seed drawn is %d", seed)
-        self.seed = seed or 0
+        self.seed = drawn_seed("the order of the data") if shuffle and seed is None else seed or 0
+        self.prefetch = (0 if hasattr(dataset, "batch") else 2) if prefetch is None else prefetch
         self.epoch = 0
 
     def __len__(self) -> int:
         n = len(self.dataset)
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
-    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+    def order(self, epoch: int) -> Array:
+        """Row numbers in the order of an epoch, i64."""
         n = len(self.dataset)
         return permutation(n, self.seed, epoch) if self.shuffle else np.arange(n)
 
     def __iter__(self) -> Iterator[Any]:
         order = self.order(self.epoch)
         self.epoch += 1
-        for n in range(len(self)):
-            yield self.dataset[order[n * self.batch_size : (n + 1) * self.batch_size]]
+        size = self.batch_size
+        rows = [order[n * size : (n + 1) * size] for n in range(len(self))]
+        if not self.prefetch:
+            return (batch(self.dataset, r) for r in rows)
+        return _Ahead(self.dataset, rows, self.prefetch)
+
+
+def batch(dataset: Any, rows: Array) -> Any:
+    """The rows of a data set as arrays with the batch first."""
+    if hasattr(dataset, "batch"):
+        return dataset.batch(rows)
+    items = [dataset[int(n)] for n in rows]
+    if isinstance(items[0], tuple | list):
+        return tuple(np.stack([np.asarray(i[n]) for i in items]) for n in range(len(items[0])))
+    return np.stack([np.asarray(i) for i in items])
+
+
+class _Ahead:
+    """Batches made by a thread, some ahead. Dropping the iterator ends the thread."""
+
+    def __init__(self, dataset: Any, rows: Sequence[Array], ahead: int) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        self._left = len(rows)
+        self._thread = threading.Thread(
+            target=_work, args=(dataset, rows, self._queue, self._stop), daemon=True
+        )
+        self._thread.start()
+        self._end = weakref.finalize(self, _finish, self._queue, self._stop, self._thread)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._left:
+            self._end()
+            raise StopIteration
+        self._left -= 1
+        made, problem = self._queue.get()
+        if problem is not None:
+            self._left = 0
+            self._end()
+            raise problem
+        return made
+
+
+def _work(
+    dataset: Any, rows: Sequence[Array], out: queue.Queue[Any], stop: threading.Event
+) -> None:
+    for r in rows:
+        try:
+            item = (batch(dataset, r), None)
+        except BaseException as problem:  # raised where the batch is asked for
+            item = (None, problem)  # type: ignore[assignment]
+        while not stop.is_set():
+            try:
+                out.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        if stop.is_set() or item[1] is not None:
+            return
+
+
+def _finish(out: queue.Queue[Any], stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    while not out.empty():
+        out.get_nowait()
+    if thread is not threading.current_thread():
+        thread.join(timeout=5)

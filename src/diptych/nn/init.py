@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from diptych import interpret
+from diptych.dtypes import TensorType, i64
+from diptych.errors import ShapeError
 from diptych.generator import default_generator
+from diptych.graph.node import Graph, input_node
+from diptych.graph.record import GRAPH, recording
+from diptych.ops.random import normal_from
 from diptych.philox import philox
 
 Array = np.ndarray[Any, Any]
@@ -24,8 +30,20 @@ def uniform(shape: Sequence[int], low: float, high: float) -> Array:
     return (u * span + np.float32(low)).reshape(shape)
 
 
+def normal(shape: Sequence[int], mean: float = 0.0, std: float = 1.0) -> Array:
+    """z * std + mean, z as `dp.normal` draws it (Box and Muller), in f32."""
+    state = input_node(TensorType((2,), i64))
+    with recording(GRAPH):
+        made = normal_from(tuple(shape), state)
+    (z,) = interpret.run(Graph((state,), (made,)), [np.array(default_generator().take(), np.int64)])
+    values: Array = z * np.float32(std) + np.float32(mean)
+    return values
+
+
 def fans(shape: Sequence[int]) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight (out, in, ...)."""
+    if len(shape) < 2:
+        raise ShapeError("a weight has two axes or more, (out, in, ...)", f"{tuple(shape)}", "")
     receptive = math.prod(shape[2:])
     return shape[1] * receptive, shape[0] * receptive
 
@@ -36,6 +54,16 @@ def kaiming_uniform(shape: Sequence[int]) -> Array:
     return uniform(shape, -bound, bound)
 
 
+def kaiming_normal(shape: Sequence[int], gain: float = math.sqrt(2.0)) -> Array:
+    """N(0, gain / sqrt(fan_in)) (He, Zhang, Ren and Sun, 2015); the gain is for a relu."""
+    return normal(shape, 0.0, gain / math.sqrt(fans(shape)[0]))
+
+
+def xavier_normal(shape: Sequence[int]) -> Array:
+    """N(0, sqrt(2 / (fan_in + fan_out))) (Glorot and Bengio, 2010)."""
+    return normal(shape, 0.0, math.sqrt(2.0 / sum(fans(shape))))
+
+
 def xavier_uniform(shape: Sequence[int]) -> Array:
     """U(-b, b), b = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
     bound = math.sqrt(6.0 / sum(fans(shape)))
@@ -43,4 +71,5 @@ def xavier_uniform(shape: Sequence[int]) -> Array:
 
 
 def constant(shape: Sequence[int], value: float) -> Array:
+    """Everywhere the value, f32."""
     return np.full(shape, value, np.float32)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from diptych.errors import ValueRangeError
+from diptych.errors import ShapeError, ValueRangeError
 from diptych.nn import init
 from diptych.nn.module import Module
 from diptych.ops import contract, elementwise, losses, random, shape
@@ -20,6 +20,12 @@ class Linear(Module):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        if in_features < 1 or out_features < 1:
+            raise ShapeError(
+                "a linear layer has features on both sides",
+                f"Linear({in_features}, {out_features})",
+                "nn.Linear(784, 100)",
+            )
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(init.kaiming_uniform((out_features, in_features)))
         bound = 1.0 / math.sqrt(in_features)
@@ -29,7 +35,9 @@ class Linear(Module):
         return contract.linear(inputs[0], self.weight, self.bias)
 
     def describe(self) -> str:
-        return f"{self.in_features} -> {self.out_features}" + ("" if self.bias else ", no bias")
+        return f"{self.in_features} -> {self.out_features}" + (
+            "" if self.bias is not None else ", no bias"
+        )
 
 
 class ReLU(Module):
@@ -51,6 +59,53 @@ class Sigmoid(Module):
 
     def forward(self, *inputs: Any) -> Any:
         return elementwise.sigmoid(inputs[0])
+
+
+class LeakyReLU(Module):
+    """x where x > 0, else x * negative_slope."""
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        self.negative_slope = negative_slope
+
+    def forward(self, *inputs: Any) -> Any:
+        return losses.leaky_relu(inputs[0], negative_slope=self.negative_slope)
+
+    def describe(self) -> str:
+        return str(self.negative_slope)
+
+
+class ELU(Module):
+    """x where x > 0, else alpha * expm1(x)."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = alpha
+
+    def forward(self, *inputs: Any) -> Any:
+        return losses.elu(inputs[0], alpha=self.alpha)
+
+    def describe(self) -> str:
+        return str(self.alpha)
+
+
+class Softplus(Module):
+    """max(x, 0) + log1p(exp(-|x|))."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return losses.softplus(inputs[0])
+
+
+class LogSoftmax(Module):
+    """s - log(sum(exp(s))) along the last axis, s = x - max(x)."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return losses.log_softmax(inputs[0])
+
+
+class Identity(Module):
+    """x."""
+
+    def forward(self, *inputs: Any) -> Any:
+        return inputs[0]
 
 
 class GELU(Module):
@@ -104,13 +159,18 @@ class Sequential(Module):
             setattr(self, str(n), module)
 
     def __iter__(self) -> Iterator[Module]:
-        return (child for _, child in self.children())
+        return iter([child for _, child in self.children()])
 
     def __getitem__(self, n: int) -> Module:
-        return list(self)[n]
+        return [child for _, child in self.children()][n]
 
     def __len__(self) -> int:
-        return len(list(self))
+        return sum(1 for _ in self.children())
+
+    def append(self, module: Module) -> Sequential:
+        """Add a module at the end."""
+        setattr(self, str(len(self)), module)
+        return self
 
     def forward(self, *inputs: Any) -> Any:
         (x,) = inputs

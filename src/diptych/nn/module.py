@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.errors import ShapeError
+from diptych.errors import DiptychError, DtypeError, ShapeError
 from diptych.tensor import Parameter, Tensor
 
 Array = np.ndarray[Any, Any]
@@ -19,7 +19,11 @@ class Module:
     training = True
 
     def forward(self, *inputs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no forward")
+        raise DiptychError(
+            "a module says what it computes in forward",
+            f"{type(self).__name__} has none",
+            "def forward(self, x): ...",
+        )
 
     def __call__(self, *inputs: Any) -> Any:
         return self.forward(*inputs)
@@ -66,6 +70,12 @@ class Module:
                     f"{name} keeps its shape",
                     f"{list(parameter.shape)} given {list(arrays[name].shape)}",
                     "check that the model is built the same way",
+                )
+            if arrays[name].dtype != parameter.dtype.numpy:
+                raise DtypeError(
+                    f"{name} keeps its dtype",
+                    f"{parameter.dtype} given {arrays[name].dtype}",
+                    f"convert it with .astype({parameter.dtype.numpy.name!r})",
                 )
         for name, parameter in own.items():
             parameter.assign(arrays[name])

@@ -14,8 +14,24 @@ from diptych.graph.record import current
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
 from diptych.ops.base import Handle, composite, is_scalar, need_float, operand, primitive, record
-from diptych.ops.elementwise import add, cos, greater_equal, less, log, multiply, sqrt, subtract
+from diptych.ops.elementwise import (
+    add,
+    cast,
+    cos,
+    equal,
+    greater_equal,
+    less,
+    log,
+    logical_and,
+    logical_or,
+    multiply,
+    sqrt,
+    subtract,
+)
 from diptych.ops.elementwise import where as choose
+from diptych.ops.indexing import arange, take
+from diptych.ops.reduce import reduce_sum
+from diptych.ops.shape import expand_dims
 from diptych.philox import M0, M1, MASK, W0, W1, philox
 
 Array = np.ndarray[Any, Any]
@@ -40,6 +56,30 @@ def _word(seed: Expr, stream: Expr, element: Expr) -> Expr:
     lane = element & 3
     high = k.select(lane.equals(2), c[2], c[3])
     return k.select(lane.equals(0), c[0], k.select(lane.equals(1), c[1], high))
+
+
+@primitive
+class Words(Operator):
+    """`size` words of 32 bits as i64. Input: seed and stream."""
+
+    size: Dimension
+    name: ClassVar[str] = "words"
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        if inputs[0] != TensorType((2,), i64):
+            raise DtypeError("words takes its state, i64[2]", f"{inputs[0]}", "dp.permutation(n)")
+        return TensorType((self.size,), i64)
+
+    def reference(self, *inputs: Array) -> Array:
+        state = inputs[0]
+        return philox(int(state[0]), int(state[1]), int(self.size)).astype(np.int64)  # type: ignore[arg-type]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None]
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        seed, stream = (inputs[0].at(k.const(n, i64)) for n in range(2))
+        return lambda i: _word(seed, stream, i)
 
 
 @primitive
@@ -93,14 +133,37 @@ def uniform(shape: Any, low: float = 0.0, high: float = 1.0) -> Handle:
 
 
 def normal(shape: Any, mean: float = 0.0, std: float = 1.0) -> Handle:
-    """Box and Muller: sqrt(-2 log(1 - u)) * cos(2 pi v), u the first half of the words and v the
-    second; u = 0 gives 0. Then z * std + mean, f32."""
-    shape = _shape(shape)
-    pair = record(Uniform((2, *shape)), current().random_state())
-    u, v = pair[0], pair[1]
-    radius = sqrt(multiply(log(subtract(1.0, u)), -2.0))
-    z = multiply(radius, cos(multiply(v, 6.283185307179586)))
+    """z * std + mean, z from the standard normal distribution as `normal_from` has it, f32."""
+    z = normal_from(_shape(shape), current().random_state())
     return add(multiply(z, std), mean) if (mean, std) != (0.0, 1.0) else z
+
+
+def normal_from(shape: tuple[Dimension, ...], state: Handle) -> Handle:
+    """Box and Muller: sqrt(-2 log(1 - u)) * cos(2 pi v) in f32, u the first half of the uniform
+    numbers and v the second; u = 0 gives 0."""
+    pair = record(Uniform((2, *shape)), state)
+    u, v = take(pair, 0), take(pair, 1)
+    radius = sqrt(multiply(log(subtract(1.0, u)), -2.0))
+    return multiply(radius, cos(multiply(v, 6.283185307179586)))
+
+
+def permutation(n: int) -> Handle:
+    """0 .. n-1 in random order, i64 (n,): element i is the rank of word i among n words, the first
+    of equal words being the lower. Takes time n^2; for whole data sets there is `data.permutation`.
+    """
+    (size,) = _shape(n)
+    return rank(record(Words(size), current().random_state()))
+
+
+@composite
+def rank(x: Handle) -> Handle:
+    """How many elements of a vector come before each: those that are less, and equal ones on its
+    left. i64 (n,)."""
+    n = x.type.shape[0]
+    other, own = expand_dims(x, 0), expand_dims(x, 1)
+    left = less(expand_dims(arange(n), 0), expand_dims(arange(n), 1))
+    before = logical_or(less(other, own), logical_and(equal(other, own), left))
+    return reduce_sum(cast(before, "i64"), 1)
 
 
 def bernoulli(p: Any, shape: Any = None) -> Handle:

@@ -55,8 +55,7 @@ class Adam(Optimizer):
 
     def before_step(self) -> None:
         """b1^t and b2^t of this step, and the two scalars made of them."""
-        if not self.powers:
-            self.powers = [Parameter(np.ones((), np.float64), trainable=False) for _ in range(2)]
+        self._make_powers()
         powers = []
         for power, beta in zip(self.powers, self.betas, strict=True):
             powers.append(multiply(power, beta))
@@ -65,6 +64,22 @@ class Adam(Optimizer):
         step = negative(divide(rate, subtract(1.0, powers[0])))
         scale = divide(1.0, sqrt(subtract(1.0, powers[1])))
         self._scalars = (step, scale)
+
+    def _make_powers(self) -> None:
+        if not self.powers:
+            self.powers = [Parameter(np.ones((), np.float64), trainable=False) for _ in range(2)]
+
+    def slots(self) -> dict[str, Parameter]:
+        slots = {f"power.{n}": power for n, power in enumerate(self.powers)}
+        for n, parameter in enumerate(self.parameters):
+            for kind, moment in zip("mv", self.moments.get(id(parameter), ()), strict=False):
+                slots[f"{kind}.{n}"] = moment
+        return slots
+
+    def make_slots(self) -> None:
+        self._make_powers()
+        for parameter in self.parameters:
+            self._moments(parameter)
 
     def step(self) -> None:
         super().step()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from diptych.errors import DiptychError
+import numpy as np
+
+from diptych.errors import DiptychError, ShapeError
 from diptych.graph.record import current
 from diptych.tensor import Parameter, Tensor, current_panel, no_grad
+
+Array = np.ndarray[Any, Any]
 
 
 class Optimizer(ABC):
@@ -39,6 +44,39 @@ class Optimizer(ABC):
                 if grad is not None:
                     self.update(parameter, grad)
         panel.boundary()
+
+    def slots(self) -> dict[str, Parameter]:
+        """State by name; a number in a name is the place of a parameter."""
+        return {}
+
+    def make_slots(self) -> None:  # noqa: B027  (an optimizer without state has none to make)
+        """Make all state that steps would make."""
+
+    def state_dict(self) -> dict[str, Array]:
+        """A snapshot of the state as numpy arrays, by name, and `lr`."""
+        state = {name: np.array(slot.numpy(), order="C") for name, slot in self.slots().items()}
+        return {"lr": np.asarray(self.lr, np.float64), **state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state_dict, so that training goes on to the same bits."""
+        rest = {name: np.asarray(value) for name, value in state.items() if name != "lr"}
+        if rest:
+            self.make_slots()
+        slots = self.slots()
+        wrong = sorted(set(slots) ^ set(rest)) or [
+            n
+            for n, s in slots.items()
+            if s.shape != rest[n].shape or s.dtype.numpy != rest[n].dtype
+        ]
+        if wrong or "lr" not in state:
+            raise ShapeError(
+                "an optimizer takes the state of one like it, for parameters of the same types",
+                f"{', '.join(wrong[:4]) or 'lr'} is missing, unknown or of another type",
+                "make it for the same model with the same settings",
+            )
+        for name, slot in slots.items():
+            slot.assign(rest[name])
+        self.lr = float(np.asarray(state["lr"]))
 
     def before_step(self) -> None:  # noqa: B027  (a hook, empty unless there is something)
         """A hook for numbers that all parameters of a step share."""

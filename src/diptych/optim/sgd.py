@@ -40,10 +40,25 @@ class SGD(Optimizer):
 
     def _with_momentum(self, parameter: Parameter, d: Tensor) -> Tensor:
         """v starts from zero: fma(momentum, 0, d) is d."""
+        v = self._velocity(parameter)
+        new = fma(self.momentum, v, d)
+        v.assign(new)
+        return fma(self.momentum, new, d) if self.nesterov else add(new, 0.0)  # type: ignore[no-any-return]
+
+    def _velocity(self, parameter: Parameter) -> Parameter:
         v = self.velocity.get(id(parameter))
         if v is None:
             v = Parameter(np.zeros(parameter.shape, parameter.dtype.numpy), trainable=False)
             self.velocity[id(parameter)] = v
-        new = fma(self.momentum, v, d)
-        v.assign(new)
-        return fma(self.momentum, new, d) if self.nesterov else add(new, 0.0)  # type: ignore[no-any-return]
+        return v
+
+    def slots(self) -> dict[str, Parameter]:
+        return {
+            f"velocity.{n}": self.velocity[id(p)]
+            for n, p in enumerate(self.parameters)
+            if id(p) in self.velocity
+        }
+
+    def make_slots(self) -> None:
+        for parameter in self.parameters if self.momentum else []:
+            self._velocity(parameter)

@@ -1,0 +1,135 @@
+"""MNIST (LeCun, Cortes and Burges) from its four original idx files."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych import config
+from diptych.data.datasets import ArrayDataset, check_split
+from diptych.data.download import download
+from diptych.errors import FileFormatError, MissingFileError
+
+Array = np.ndarray[Any, Any]
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+SHA256 = {  # of the unpacked bytes
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+MIRRORS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist",
+    "https://ossci-datasets.s3.amazonaws.com/mnist",
+)
+
+
+def mnist(
+    split: str = "train",
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    mirrors: Sequence[str] = MIRRORS,
+    checksums: Mapping[str, str] = SHA256,
+) -> ArrayDataset:
+    """MNIST: images (n, 784) u8 that become f32 from 0 to 1, labels (n,) i64; 60,000 to train and
+    10,000 to test.
+
+    Read from `folder`, or without one from DIPTYCH_DATA or the caches of diptych and of Paddle;
+    where none has the files they are fetched into the cache. Raises MissingFileError, which says
+    which files to put where, or FileFormatError where a file is not the right one.
+    """
+    splits = FILES if check_split(split) == "all" else {split: FILES[split]}
+    names = [name for pair in splits.values() for name in pair]
+    where = _folder(folder, names, mirrors, checksums)
+    arrays = [_read(_find(where, name), name, checksums) for name in names]
+    images, labels = np.concatenate(arrays[0::2]), np.concatenate(arrays[1::2])
+    return ArrayDataset(
+        images.reshape(len(images), -1), labels.astype(np.int64), 255.0, 0.0, "mnist", str(where)
+    )
+
+
+def _folder(
+    given: str | os.PathLike[str] | None,
+    names: Sequence[str],
+    mirrors: Sequence[str],
+    checksums: Mapping[str, str],
+) -> Path:
+    cache = config.data_folder() / "mnist"
+    places = [Path(given)] if given is not None else []
+    if given is None:
+        named = os.environ.get("DIPTYCH_DATA")
+        places += [Path(named)] if named else []
+        places += [cache, Path.home() / ".cache" / "paddle" / "dataset" / "mnist"]
+    for place in places:
+        if all(_find(place, name) is not None for name in names):
+            return place
+    packed = ", ".join(f"{name}.gz" for name in names)
+    cure = f"put {packed} into {places[0]}, or name their folder in DIPTYCH_DATA"
+    if given is not None:
+        raise MissingFileError("MNIST is read from its original files", f"not in {given}", cure)
+    for name in names:
+        if _find(cache, name) is None:
+            try:
+                download(
+                    f"{name}.gz",
+                    cache,
+                    mirrors,
+                    lambda path, n=name: _check(path, n, checksums),  # type: ignore[misc]
+                )
+            except (MissingFileError, OSError) as problem:
+                looked = ", ".join(map(str, places))
+                reason = problem.facts if isinstance(problem, MissingFileError) else problem
+                raise MissingFileError(
+                    "MNIST is read from its original files",
+                    f"not in {looked}, and the network does not have them: {reason}",
+                    cure,
+                ) from problem
+    return cache
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            return path
+    return None
+
+
+def _check(path: Path, name: str, checksums: Mapping[str, str]) -> None:
+    _read(path, name, checksums, packed=True)
+
+
+def _read(
+    path: Path | None, name: str, checksums: Mapping[str, str], packed: bool | None = None
+) -> Array:
+    """The array of an idx file, packed or not."""
+    assert path is not None
+    packed = path.suffix == ".gz" if packed is None else packed
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if packed else data
+    except (OSError, EOFError, zlib.error) as problem:
+        raise FileFormatError(
+            "an MNIST file is a gzip file", f"{path}: {problem}", "fetch it again"
+        ) from problem
+    rank = data[3] if len(data) >= 4 and data[:3] == b"\0\0\x08" else 0
+    header = 4 + 4 * rank
+    shape = [int(n) for n in np.frombuffer(data[4:header], ">u4")] if len(data) >= header else []
+    if not rank or len(shape) != rank or len(data) != header + int(np.prod(shape)):
+        raise FileFormatError(
+            "an idx file has a header and as many bytes as it says", f"{path}", "fetch it again"
+        )
+    if hashlib.sha256(data).hexdigest() != checksums[name]:
+        raise FileFormatError(
+            "MNIST's files have known checksums", f"{path} has another", "fetch it again"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,287 @@
+"""Data sets, loaders and downloads."""
+
+import functools
+import gc
+import gzip
+import hashlib
+import http.server
+import subprocess
+import sys
+import threading
+import time
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import diptych as dp
+from diptych import data
+from diptych.data.download import download
+from diptych.data.mnist import FILES, mnist
+from diptych.errors import FileFormatError, MissingFileError
+
+
+class Squares:
+    """Rows by number: (array, int)."""
+
+    def __init__(self, n, fail=None):
+        self.n, self.fail = n, fail
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, n):
+        if n == self.fail:
+            raise KeyError("row 7 is broken")
+        return np.full(3, n * n, np.float32), n
+
+
+def workers():
+    return [t for t in threading.enumerate() if t._target and t._target.__name__ == "_work"]
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 4])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_prefetching_changes_nothing(prefetch, drop_last):
+    def batches(ahead):
+        loader = data.DataLoader(Squares(11), 4, shuffle=True, seed=3, drop_last=drop_last,
+                                 prefetch=ahead)  # fmt: skip
+        return [(x.tolist(), y.tolist()) for _ in range(2) for x, y in loader]
+
+    assert batches(prefetch) == batches(0)
+    assert len(batches(prefetch)) == (4 if drop_last else 6)
+
+
+def test_every_epoch_has_every_row_once_in_another_order():
+    loader = data.DataLoader(Squares(10), 3, shuffle=True, seed=1)
+    epochs = [[n for _, labels in loader for n in labels.tolist()] for _ in range(3)]
+    assert all(sorted(e) == list(range(10)) for e in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    again = data.DataLoader(Squares(10), 3, shuffle=True, seed=1)
+    assert [n for _, labels in again for n in labels.tolist()] == epochs[0]
+
+
+def test_leaving_the_loop_early_ends_the_thread():
+    for _ in data.DataLoader(Squares(1000), 2, prefetch=3):
+        break
+    gc.collect()
+    time.sleep(0.3)
+    assert not workers()
+
+
+def test_an_error_in_the_data_is_raised_in_the_loop():
+    seen = []
+    with pytest.raises(KeyError, match="row 7") as caught:
+        for _, labels in data.DataLoader(Squares(20, fail=7), 4):
+            seen += labels.tolist()
+    assert seen == [0, 1, 2, 3]
+    assert any("__getitem__" in str(f.name) for f in caught.traceback)
+
+
+def test_the_interpreter_ends_with_a_loader_in_the_middle():
+    code = (
+        "import diptych as dp, numpy as np\n"
+        "class D:\n"
+        "    def __len__(self): return 10**6\n"
+        "    def __getitem__(self, n): return np.zeros(3, np.float32), n\n"
+        "it = iter(dp.data.DataLoader(D(), 4))\n"
+        "next(it)\n"
+        "print('end')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+def test_bad_loaders():
+    for bad in ({"batch_size": 0}, {"prefetch": -1}):
+        with pytest.raises(dp.DiptychError):
+            data.DataLoader(Squares(3), **bad)
+    assert list(data.DataLoader(Squares(0), 4)) == []
+
+
+def test_an_unseeded_loader_says_its_seed(capsys):
+    loader = data.DataLoader(Squares(50), 50, shuffle=True)
+    said = capsys.readouterr().err
+    assert f"seed {loader.seed}" in said
+    ((_, labels),) = loader
+    ((_, again),) = data.DataLoader(Squares(50), 50, shuffle=True, seed=loader.seed)
+    assert labels.tolist() == again.tolist()
+
+
+def test_unseeded_random_numbers_say_their_seed():
+    code = "import diptych as dp; dp.uniform((3,)).numpy(); dp.uniform((3,)).numpy()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.count("diptych: random numbers got the seed") == 1
+
+
+def test_the_digits_have_a_stated_split():
+    train, test = data.digits("train"), data.digits("test")
+    assert (len(train), len(test), train.features, train.classes) == (1437, 360, 64, 10)
+    images, labels = train.batch(slice(0, 5))
+    assert images.dtype == np.float32 and labels.dtype == np.int64
+    assert images.min() >= 0 and images.max() == 1.0
+    with pytest.raises(dp.DiptychError, match="train, test or all"):
+        data.digits("validation")
+
+
+def test_arrays():
+    made = data.arrays(np.ones((4, 2, 3), np.float32), [0, 1, 2, 1])
+    assert (len(made), made.features, made.classes) == (4, 6, 3)
+    with pytest.raises(dp.DiptychError, match="one label for every row"):
+        data.arrays(np.ones((4, 2)), [1, 2])
+
+
+# ---- MNIST from files and from the network -------------------------------------------------
+
+
+def idx(array):
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    return head + array.tobytes()
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Files as MNIST has them, their checksums, and a web server's folder."""
+    rng = np.random.default_rng(0)
+    folder, sums = tmp_path / "served", {}
+    folder.mkdir()
+    for split, n in (("train", 600), ("test", 40)):
+        images = rng.integers(0, 256, (n, 28, 28)).astype(np.uint8)
+        labels = rng.integers(0, 10, n).astype(np.uint8)
+        for name, array in zip(FILES[split], (images, labels), strict=True):
+            raw = idx(array)
+            sums[name] = hashlib.sha256(raw).hexdigest()
+            (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
+    return folder, sums
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves ranges; the first answers may be cut off."""
+
+    cuts = 0
+    asked: ClassVar[list] = []
+
+    def do_GET(self):
+        path = self.translate_path(self.path)
+        Handler.asked.append((self.path, self.headers.get("Range")))
+        try:
+            with open(path, "rb") as file:
+                body = file.read()
+        except OSError:
+            self.send_error(404)
+            return
+        start = 0
+        if self.headers.get("Range"):
+            start = int(self.headers["Range"].split("=")[1].rstrip("-"))
+            if start >= len(body):
+                self.send_error(416)
+                return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        body = body[start:]
+        if Handler.cuts > 0:
+            Handler.cuts -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tiny):
+    Handler.cuts, Handler.asked = 0, []
+    made = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(tiny[0]))
+    )
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{made.server_address[1]}"
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DIPTYCH_DATA", raising=False)
+    return tmp_path
+
+
+def test_mnist_is_fetched_once_and_kept(home, tiny, server):
+    for _ in range(2):
+        train = mnist("train", mirrors=[server], checksums=tiny[1])
+        assert len(train) == 600 and train.batch(slice(0, 1))[0].max() <= 1.0
+    assert len(Handler.asked) == 2
+    assert len(mnist("all", mirrors=[server], checksums=tiny[1])) == 640
+    assert len(Handler.asked) == 4
+    assert not list((home / "cache").rglob("*.part"))
+
+
+def test_a_server_that_dies_is_resumed(home, tiny, server):
+    Handler.cuts = 1
+    with pytest.raises(MissingFileError, match="connection ended"):
+        mnist("train", mirrors=[server], checksums=tiny[1])
+    (part,) = (home / "cache").rglob("*.part")
+    have = part.stat().st_size
+    assert have > 0
+    assert len(mnist("train", mirrors=[server], checksums=tiny[1])) == 600
+    assert Handler.asked[1][1] == f"bytes={have}-"
+
+
+def test_the_second_mirror_is_taken(home, tiny, server):
+    missing, closed = f"{server}/nowhere", "http://127.0.0.1:9"
+    assert len(mnist("test", mirrors=[closed, missing, server], checksums=tiny[1])) == 40
+
+
+def test_a_wrong_file_is_never_kept(home, tiny, server):
+    wrong = dict.fromkeys(tiny[1], "0" * 64)
+    with pytest.raises(MissingFileError, match="another"):
+        mnist("train", mirrors=[server], checksums=wrong)
+    assert not [p for p in (home / "cache").rglob("*") if p.is_file()]
+
+
+def test_without_a_network_the_error_says_which_files_to_put_where(home):
+    with pytest.raises(MissingFileError) as caught:
+        mnist("train", mirrors=["http://127.0.0.1:9"])
+    said = str(caught.value)
+    assert "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz" in said
+    assert str(home / "cache") in said and "DIPTYCH_DATA" in said
+    assert len(said.splitlines()) == 3
+
+
+def test_folders_and_the_variable(home, tiny, monkeypatch):
+    folder, sums = tiny
+    assert len(mnist("test", folder, checksums=sums)) == 40
+    monkeypatch.setenv("DIPTYCH_DATA", str(folder))
+    assert len(mnist("test", checksums=sums, mirrors=[])) == 40
+    for split in FILES["test"]:
+        packed = folder / f"{split}.gz"
+        (folder / split).write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    assert len(mnist("test", folder, checksums=sums)) == 40
+
+
+DAMAGE = [
+    lambda b: b[:-9],
+    lambda b: b"no",
+    lambda b: gzip.compress(b"x"),
+    lambda b: gzip.compress(idx(np.ones((3, 3), np.uint8))),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_broken_files(home, tiny, damage):
+    folder, sums = tiny
+    path = folder / f"{FILES['test'][0]}.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(FileFormatError, match=r"t10k-images.*\(test_data\.py"):
+        mnist("test", folder, checksums=sums)
+
+
+def test_a_part_that_is_whole_already(tmp_path, tiny, server):
+    name = f"{FILES['test'][1]}.gz"
+    (tmp_path / f"{name}.part").write_bytes((tiny[0] / name).read_bytes())
+    assert download(name, tmp_path, [server], lambda path: None).name == name

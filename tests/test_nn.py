@@ -1,0 +1,221 @@
+"""Modules, initialisers, state dicts and optimizers."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import nn, optim
+from diptych.errors import DtypeError, FileFormatError, MissingFileError, ShapeError
+from diptych.nn import init
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((6, 4)).astype(np.float32)
+Y = rng.integers(0, 3, 6)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        self.hidden = nn.Linear(4, 5)
+        self.tail = nn.Sequential(nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 3, bias=False))
+        self.scale = dp.Parameter(np.ones((), np.float32))
+
+    def forward(self, x):
+        return self.tail(self.hidden(x)) * self.scale
+
+
+def test_names_modes_and_repr():
+    model = Net()
+    assert [n for n, _ in model.named_parameters()] == [
+        "hidden.weight", "hidden.bias", "tail.2.weight", "scale",
+    ]  # fmt: skip
+    assert [type(m).__name__ for m in model.modules()] == [
+        "Net", "Linear", "Sequential", "ReLU", "Dropout", "Linear",
+    ]  # fmt: skip
+    assert model.eval() is model and not any(m.training for m in model.modules())
+    assert all(m.training for m in model.train().modules())
+    assert repr(model) == (
+        "Net(\n  (hidden): Linear(4 -> 5)\n  (tail): Sequential(\n    (0): ReLU()\n"
+        "    (1): Dropout(0.5)\n    (2): Linear(5 -> 3, no bias)\n  )\n)"
+    )
+
+
+def test_sequential_is_a_list_of_modules():
+    model = nn.Sequential(nn.Linear(4, 3)).append(nn.ReLU())
+    assert len(model) == 2 and isinstance(model[1], nn.ReLU) and next(iter(model)) is model[0]
+    assert model[0].weight.shape == (3, 4)
+
+
+def test_a_shared_parameter_is_one():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    assert len(model.parameters()) == 3
+
+
+@pytest.mark.parametrize("layer", [
+    nn.ReLU(), nn.LeakyReLU(0.2), nn.ELU(0.5), nn.GELU(), nn.SiLU(), nn.Softplus(), nn.Tanh(),
+    nn.Sigmoid(), nn.Softmax(), nn.LogSoftmax(), nn.Identity(), nn.Flatten(),
+], ids=lambda m: type(m).__name__)  # fmt: skip
+def test_layers_in_both_panels(layer):
+    assert (
+        dp.compile(lambda x: layer(x))(X).numpy().tobytes() == layer(dp.tensor(X)).numpy().tobytes()
+    )
+    assert repr(layer).startswith(type(layer).__name__)
+
+
+def test_a_state_dict_loads_whole_or_not_at_all():
+    model, other = Net(), Net()
+    state = model.state_dict()
+    other.load_state_dict(state)
+    assert {k: v.tobytes() for k, v in other.state_dict().items()} == {
+        k: v.tobytes() for k, v in state.items()
+    }
+    before = {k: v.tobytes() for k, v in model.state_dict().items()}
+    for bad, error in [
+        ({**state, "extra": X}, ShapeError), ({"hidden.weight": X}, ShapeError),
+        ({**state, "scale": np.ones(2, np.float32)}, ShapeError),
+        ({**{k: v + 1 for k, v in state.items()}, "scale": np.ones((), np.float64)}, DtypeError),
+    ]:  # fmt: skip
+        with pytest.raises(error):
+            model.load_state_dict(bad)
+        assert {k: v.tobytes() for k, v in model.state_dict().items()} == before
+
+
+def test_a_state_dict_of_pytorch_loads(tmp_path):
+    """Names and layouts as torch.nn.Sequential(Linear, ReLU, Linear).state_dict() has them."""
+    state = {
+        "0.weight": rng.standard_normal((5, 4)).astype(np.float32),
+        "0.bias": np.ones(5, np.float32),
+        "2.weight": rng.standard_normal((3, 5)).astype(np.float32),
+        "2.bias": np.ones(3, np.float32),
+    }
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    model.load_state_dict(dp.load_state(tmp_path / "model.safetensors"))
+    hidden = np.maximum(X @ state["0.weight"].T + 1, 0)
+    expected = hidden @ state["2.weight"].T + 1
+    assert np.allclose(model(dp.tensor(X)).numpy(), expected, atol=1e-5)
+    dp.save_state(model.state_dict(), tmp_path / "again.safetensors")
+    again = dp.load_state(tmp_path / "again.safetensors")
+    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in state.items()}
+
+
+def test_states_that_are_missing_or_broken(tmp_path):
+    with pytest.raises(MissingFileError, match="nothing"):
+        dp.load_state(tmp_path / "nothing")
+    (tmp_path / "bad").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(FileFormatError, match="bad"):
+        dp.load_state(tmp_path / "bad")
+
+
+def test_initialisers_have_their_distributions():
+    dp.manual_seed(0)
+    shape, n = (200, 300), 60_000
+    draws = {
+        "uniform": (init.uniform(shape, -1.0, 3.0), 1.0, 4 / 12**0.5),
+        "normal": (init.normal(shape, 2.0, 0.5), 2.0, 0.5),
+        "kaiming_uniform": (init.kaiming_uniform(shape), 0.0, 1 / 900**0.5),
+        "kaiming_normal": (init.kaiming_normal(shape), 0.0, (2 / 300) ** 0.5),
+        "xavier_uniform": (init.xavier_uniform(shape), 0.0, (2 / 500) ** 0.5),
+        "xavier_normal": (init.xavier_normal(shape), 0.0, (2 / 500) ** 0.5),
+    }
+    for name, (values, mean, std) in draws.items():
+        assert values.dtype == np.float32 and values.shape == shape, name
+        assert abs(values.mean() - mean) < 5 * std / n**0.5, name
+        assert abs(values.std() / std - 1) < 0.02, name
+    assert (init.constant((2, 2), 3.0) == 3.0).all()
+    with pytest.raises(ShapeError, match="two axes"):
+        init.kaiming_normal((3,))
+    with pytest.raises(ShapeError, match="features"):
+        nn.Linear(0, 3)
+
+
+def test_normal_weights_are_the_numbers_of_dp_normal():
+    dp.manual_seed(3)
+    weights = init.normal((5, 7))
+    dp.manual_seed(3)
+    assert weights.tobytes() == dp.normal((5, 7)).numpy().tobytes()
+
+
+def test_permutations():
+    dp.manual_seed(0)
+    drawn = [dp.permutation(50).tolist() for _ in range(20)]
+    assert all(sorted(p) == list(range(50)) for p in drawn)
+    assert len({tuple(p) for p in drawn}) == 20
+    firsts = np.bincount([dp.permutation(4).tolist()[0] for _ in range(400)], minlength=4)
+    assert firsts.min() > 60
+
+
+MAKE = {
+    "sgd": lambda p: optim.SGD(p, 0.1),
+    "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01),
+    "nesterov": lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: optim.Adam(p, 0.01, weight_decay=0.1),
+    "adamw": lambda p: optim.AdamW(p, 0.01, weight_decay=0.1),
+}
+
+
+def in_numpy(name, p, grads):
+    """The same in f64 as PyTorch documents it."""
+    v = m = np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        if name in ("momentum", "adam"):
+            g = g + (0.01 if name == "momentum" else 0.1) * p
+        if name == "sgd":
+            p = p - 0.1 * g
+        elif name in ("momentum", "nesterov"):
+            v = 0.9 * v + g
+            p = p - 0.1 * (g + 0.9 * v if name == "nesterov" else v)
+        else:
+            if name == "adamw":
+                p = p - 0.01 * 0.1 * p
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            p = p - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return p
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_optimizers_follow_their_formulas(name):
+    start = rng.standard_normal(7)
+    grads = rng.standard_normal((20, 7))
+    parameter = dp.Parameter(start)
+    optimizer = MAKE[name]([parameter])
+    for g in grads:
+        parameter.grad = dp.tensor(g)
+        optimizer.step()
+    assert np.abs(parameter.numpy() - in_numpy(name, start, grads)).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_training_resumes_to_the_same_bits(name, tmp_path):
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            F.cross_entropy(model(dp.tensor(X)), dp.tensor(Y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [v.tobytes() for v in model.state_dict().values()]
+
+    dp.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = MAKE[name](model.parameters())
+    steps(model, optimizer, 3)
+    dp.save_state(model.state_dict(), tmp_path / "model")
+    dp.save_state(optimizer.state_dict(), tmp_path / "optimizer")
+    expected = steps(model, optimizer, 4)
+    again = nn.Linear(4, 3)
+    again.load_state_dict(dp.load_state(tmp_path / "model"))
+    fresh = MAKE[name](again.parameters())
+    fresh.lr = 7.0
+    fresh.load_state_dict(dp.load_state(tmp_path / "optimizer"))
+    assert steps(again, fresh, 4) == expected
+
+
+def test_bad_optimizers():
+    parameters = nn.Linear(2, 2).parameters()
+    with pytest.raises(dp.DiptychError, match="needs parameters"):
+        optim.SGD([])
+    with pytest.raises(dp.DiptychError, match="not negative"):
+        optim.SGD(parameters, lr=-1.0)
+    with pytest.raises(ShapeError, match="one like it"):
+        optim.SGD(parameters).load_state_dict({"lr": 0.1, "velocity.9": X})
