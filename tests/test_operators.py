@@ -132,3 +132,31 @@ def test_the_checker_catches_a_wrong_rule(monkeypatch):
     case = next(c for c in CASES if c.name == "tanh")
     with pytest.raises(AssertionError, match="gradient of tanh"):
         check_gradient(case)
+
+
+@pytest.mark.parametrize("panel", ["dynamic", "compiled"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_minus_zero_lies_below_plus_zero(panel, dtype):
+    zeros = np.array([-0.0, 0.0, -0.0, 0.0] * 9, dtype)
+    wrap = dp.compile if panel == "compiled" else lambda f: lambda *a: f(*map(dp.tensor, a))
+
+    def places(x):
+        return dp.argmax(x), dp.argmin(x), dp.argmax(-x), dp.max(x), dp.min(x)
+
+    found = [float(v) for v in wrap(places)(zeros)]
+    assert found == [1, 0, 0, 0, 0] and not np.signbit(found[3]) and np.signbit(found[4])
+
+    def slopes(a, b):
+        up, down = dp.maximum(a, b).sum(), dp.minimum(a, b).sum()
+        return dp.partials(up, [a, b]) + dp.partials(down, [a, b])
+
+    def both(a, b):
+        a.requires_grad = b.requires_grad = True
+        return slopes(a, b)
+
+    if panel == "dynamic":
+        a = dp.tensor(zeros[:4], requires_grad=True)
+        b = dp.tensor(np.array([0.0, -0.0, -0.0, 0.0], dtype), requires_grad=True)
+        found = [v.numpy().tolist() for v in slopes(a, b)]
+        assert found[0] == [0, 1, 1, 1] and found[1] == [1, 0, 0, 0]
+        assert found[2] == [1, 0, 1, 1] and found[3] == [0, 1, 0, 0]

@@ -9,7 +9,7 @@ import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
 
-STEPS = 12
+STEPS = 30
 rng = np.random.default_rng(0)
 IMAGES = rng.standard_normal((STEPS, 16, 20)).astype(np.float32)
 LABELS = rng.integers(0, 10, (STEPS, 16))
@@ -126,8 +126,10 @@ def test_label_out_of_range_names_the_line_and_keeps_the_weights():
     model, optimizer = network()
     step = step_of(model, optimizer)
     before = fingerprint(model)
-    with pytest.raises(dp.DiptychError, match=r"label 10 .*test_panels.py"):
-        float(step(dp.tensor(IMAGES[0]), dp.tensor(np.full(16, 10))))
+    with pytest.raises(dp.DiptychError, match=r"label 10 .*test_panels.py"):  # at the call
+        step(dp.tensor(IMAGES[0]), dp.tensor(np.full(16, 10)))
+    with pytest.raises(dp.DiptychError, match=r"label 10 .*test_panels.py"):  # labels computed
+        float(step(dp.tensor(IMAGES[0]), dp.tensor(np.full(16, 9)) + 1))
     assert fingerprint(model) == before
 
 

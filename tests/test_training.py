@@ -127,4 +127,10 @@ def test_scan_has_the_bits_of_the_loader_loop(name, dropout):
                 losses += [float(step(x, y)) for x, y in loader]
         return losses, [v.tobytes() for v in model.state_dict().values()]
 
-    assert run("scan") == run("loop")
+    expected = run("loop")
+    assert run("scan") == expected
+    dp.use_device("reference")
+    try:
+        assert run("scan") == expected
+    finally:
+        dp.use_device("cpu")

@@ -1,5 +1,8 @@
 """diptych: dynamic and static computation graphs, two panels on one hinge, the same bits."""
 
+import sys as _sys
+from types import ModuleType as _ModuleType
+
 from diptych import data, nn, optim
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, set_eager, use_device
@@ -57,6 +60,15 @@ from diptych.runtime.threads import set_threads, threads
 from diptych.static import Executor, Program, compile, scan
 from diptych.static import data as placeholder
 from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
+
+
+class _DataModule(_ModuleType):
+    """`dp.data` is the module of data sets; called, it makes a placeholder as the article does."""
+
+    __call__ = staticmethod(placeholder)
+
+
+_sys.modules["diptych.data"].__class__ = _DataModule
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych import config, engine
+from diptych import config, engine, interpret
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.engine import element_strides
 from diptych.errors import StartupError
@@ -26,6 +26,7 @@ MUCH = 1 << 25
 LOOP = 100  # calls without a look after which a loop is looked for
 HISTORY = 600  # the same where history is alive: a deep network is not a loop
 _INPUT = Input()
+_UNCHECKED: set[str] = set()  # operators without positions
 
 
 class Piece:
@@ -77,6 +78,9 @@ class DynamicRecorder(TensorRecorder):
     # ---- recording -------------------------------------------------------------------------
 
     def made(self, tensor: Tensor) -> Tensor:
+        node = tensor.node
+        if len(node.inputs) > 1 and node.op.name not in _UNCHECKED:
+            self._check(node)
         with self.lock:
             piece = self.piece
             if self._is_cut(piece, tensor.node) or piece.at_boundary:
@@ -86,6 +90,14 @@ class DynamicRecorder(TensorRecorder):
             if config_eager():
                 self.run(piece)
         return tensor
+
+    def _check(self, node: Node) -> None:
+        """Labels and positions that are there are checked at the call, before anything changes."""
+        if node.op.positions(*[i.type for i in node.inputs]):
+            values = [i.value for i in node.inputs]
+            interpret.check_positions(node.op, node.inputs, values, node.where)
+        else:
+            _UNCHECKED.add(node.op.name)
 
     def _wait(self, piece: Piece, tensor: Tensor) -> None:
         tensor.node.pending = piece

@@ -118,8 +118,9 @@ class Executable:
         with self.lock:
             self.arenas.append(arena)
         if failed:
-            node, size = self.compiled.checks[failed - 1]
-            raise interpret.position_error(node, int(status[2 * (failed - 1)]), size)
+            check = self.compiled.checks[failed - 1]
+            bad = int(status[2 * (failed - 1)])
+            raise interpret.position_error(check.what, bad, check.size, check.where)
         return results
 
     def _take_arena(self) -> Array:
@@ -180,6 +181,32 @@ class ReferenceExecutable:
             np.copyto(inputs[given], results[output])
             results[output] = inputs[given]
         return results
+
+
+class ReferenceLoop(ReferenceExecutable):
+    """A step in a loop on the reference device, as `LoopExecutable` runs it natively."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        donated: dict[int, int],
+        start: int,
+        batch: int,
+        random: Sequence[int],
+    ) -> None:
+        super().__init__(graph, donated)
+        self.place = (start, batch, tuple(random))
+
+    def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:
+        start, batch, random = self.place
+        stacked: list[list[Array]] = []
+        for step in range(steps):
+            inputs[start][...] = step * batch
+            results = self.run(inputs)
+            stacked.append([r for n, r in enumerate(results) if n not in self.donated])
+            for slot in random:
+                inputs[slot][1] += len(random)
+        return [np.stack(rows) for rows in zip(*stacked, strict=True)]
 
 
 DEVICES = ("cpu", "reference")

@@ -8,27 +8,27 @@ from typing import Any
 import numpy as np
 
 from diptych.errors import ValueRangeError
-from diptych.graph.node import Constant, Graph, Node
+from diptych.graph.node import Constant, Graph, Node, Operator
 from diptych.ops.base import Composite, inline
 
 Array = np.ndarray[Any, Any]
 
 
-def check_positions(node: Node, inputs: Sequence[Array]) -> None:
-    """Positions that an operator declares as checked lie inside their axis."""
-    which, of, axis = node.op.checked()  # type: ignore[attr-defined]
-    size = int(axis) if of is None else inputs[of].shape[axis]
-    positions = inputs[which]
-    if positions.size and (positions.min() < 0 or positions.max() >= size):
-        bad = positions[(positions < 0) | (positions >= size)].reshape(-1)[0]
-        raise position_error(node, int(bad), size)
+def check_positions(op: Operator, inputs: Sequence[Node], values: Sequence[Any], at: Any) -> None:
+    """Positions that are there (not None) lie inside their axis."""
+    for which, size, what in op.positions(*[i.type for i in inputs]):
+        positions = values[which]
+        if positions is None or not positions.size or not isinstance(size, int):
+            continue
+        if positions.min() < 0 or positions.max() >= size:
+            bad = positions[(positions < 0) | (positions >= size)].reshape(-1)[0]
+            raise position_error(what, int(bad), size, at)
 
 
-def position_error(node: Node, bad: int, size: int) -> ValueRangeError:
-    what = "label" if node.op.name == "pick_label" else "position"
+def position_error(what: str, bad: int, size: int, at: Any) -> ValueRangeError:
     return ValueRangeError(
         f"a {what} lies from 0 to {size - 1}",
-        f"{what} {bad}    ({node.where})",
+        f"{what} {bad}    ({at})",
         f"check the {what}s, or the number of classes",
     )
 
@@ -58,8 +58,7 @@ def run_node(node: Node, computed: dict[int, Array]) -> Array:
             if len({id(p) for p in places}) == len(places)
             else _run_shared(root, node, inputs)
         )
-    if hasattr(node.op, "checked"):
-        check_positions(node, inputs)
+    check_positions(node.op, node.inputs, inputs, node.where)
     with np.errstate(all="ignore"):
         result = node.op.reference(*inputs)
     return np.asarray(result, node.type.dtype.numpy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diptych.compiler.scalars import llvm_type
-from diptych.dtypes import bool_, i64
+from diptych.dtypes import bool_, f64, i32, i64
 from diptych.kernel import expr as k
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class FoldRule:
         up = self.kind == "argmax"
         if self.source.is_float:
             wins = text.value(f"fcmp {'ogt' if up else 'olt'} {type} {value}, {best}")
+            wins = self._or_zero_of_other_sign(wins, value, best, lanes)
             is_nan = text.value(f"fcmp uno {type} {value}, {value}")
             was_nan = text.value(f"fcmp ord {type} {best}, {best}")
             first = text.value(f"and {flag} {is_nan}, {was_nan}")
@@ -117,6 +118,17 @@ class FoldRule:
         new_place = text.value(f"select {flag} {wins}, {index} {wide}, {index} {place}")
         half = text.value(f"insertvalue {pair} poison, {type} {new_best}, 0")
         return text.value(f"insertvalue {pair} {half}, {index} {new_place}, 1")
+
+    def _or_zero_of_other_sign(self, wins: str, value: str, best: str, lanes: int) -> str:
+        """-0 < +0: equal floats are compared as integers, which tells the zeros apart."""
+        text, type, flag = self.emitter.text, llvm_type(self.source, lanes), llvm_type(bool_, lanes)
+        whole = llvm_type(i64 if self.source == f64 else i32, lanes)
+        equal = text.value(f"fcmp oeq {type} {value}, {best}")
+        a = text.value(f"bitcast {type} {value} to {whole}")
+        b = text.value(f"bitcast {type} {best} to {whole}")
+        order = text.value(f"icmp {'sgt' if self.kind == 'argmax' else 'slt'} {whole} {a}, {b}")
+        zeros = text.value(f"and {flag} {equal}, {order}")
+        return text.value(f"or {flag} {wins}, {zeros}")
 
     def _position(self, at: dict[str, str]) -> str:
         text, total = self.emitter.text, "0"

@@ -4,7 +4,7 @@ the loops of their users."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from diptych.compiler.kernels import Buffer, Kernel, row_major
 from diptych.compiler.simplify import is_scalar_constant
@@ -119,6 +119,14 @@ class Materialise:
             depth[id(node)] = 0 if leaf else own
 
 
+class Check(NamedTuple):
+    """Positions (or labels: `what`) that must lie below `size`, and the line that gave them."""
+
+    what: str
+    size: int
+    where: Any
+
+
 class Fusion:
     """Kernels and buffers of a graph; `strides` gives the memory order of inputs."""
 
@@ -129,7 +137,7 @@ class Fusion:
         self.kernels: list[Kernel] = []
         self.buffers: dict[int, Buffer] = {}
         self.constants: list[Node] = []
-        self.checks: list[tuple[Node, int]] = []
+        self.checks: list[Check] = []
         self.plan = Materialise(graph)
         self.packed: dict[tuple[int, int], Buffer] = {}
         for slot, node in enumerate(graph.inputs):
@@ -172,8 +180,8 @@ class Fusion:
                     node.type, row_major(shape), "constant", len(self.constants) - 1
                 )
             return
-        if hasattr(node.op, "checked"):
-            self._check_kernel(node)
+        for position in node.op.positions(*[i.type for i in node.inputs]):
+            self._check_kernel(node, *position)
         if isinstance(node.op, Reshape) and not only_ones_move(node):
             self._alias(node)
         elif isinstance(node.op, Contract):
@@ -267,15 +275,14 @@ class Fusion:
         self.buffers[id(node)] = buffer
         self._add(Kernel(buffer, names, value, node, shape))
 
-    def _check_kernel(self, node: Node) -> None:
-        which, of, axis = node.op.checked()  # type: ignore[attr-defined]
-        size = axis if of is None else node.inputs[of].type.shape[axis]
+    def _check_kernel(self, node: Node, which: int, size: Any, what: str) -> None:
+        """The first position outside its axis stops the call before anything is written."""
         positions = node.inputs[which]
         shape = self._shape(positions.type)
         names, indices = self._indices(len(shape))
         value = k.cast(self._source(positions, {}).at(*indices), i64)
         place = Buffer(TensorType((2,), i64), (1,), "check", len(self.checks), first=0)
-        self.checks.append((node, int(size)))
+        self.checks.append(Check(what, int(size), node.where))
         self._add(Kernel(place, names, value, node, shape, limit=int(size)))
 
     def _add(self, kernel: Kernel) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 
 from diptych.compiler import modes
 from diptych.compiler.emit_llvm import KernelEmitter
-from diptych.compiler.fuse import fuse
+from diptych.compiler.fuse import Check, fuse
 from diptych.compiler.kernels import Kernel
 from diptych.compiler.memory import plan_memory
 from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
 from diptych.compiler.target import Target
-from diptych.graph.node import Graph, Node
+from diptych.graph.node import Graph
 
 ENTRY = "diptych_run"
 
@@ -31,7 +31,7 @@ class Compiled:
     llvm: str
     arena_bytes: int
     constants: tuple[np.ndarray[Any, Any], ...]
-    checks: tuple[tuple[Node, int], ...]
+    checks: tuple[Check, ...]
     kernels: tuple[Kernel, ...]
     in_place: tuple[int, ...]  # outputs that are written over their donated inputs
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from diptych.dtypes import DType, TensorType, as_dtype, f32
+from diptych.dtypes import Dimension, DType, TensorType, as_dtype, f32
 from diptych.errors import GraphError
 from diptych.kernel.expr import Expr
 
@@ -60,6 +60,11 @@ class Operator(ABC):
     @abstractmethod
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
         """The element of the result at given indices, in the kernel language."""
+
+    def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:
+        """Inputs that hold positions (or labels: their name in errors), and the size of the axis
+        that they lie in. They are checked before anything is written."""
+        return []
 
     def flows(self, *inputs: TensorType) -> bool:
         """Whether any gradient can pass from the result to an input."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 
-from diptych.dtypes import DType, TensorType, as_dtype, f32, i64, promote
+from diptych.dtypes import Dimension, DType, TensorType, as_dtype, f32, i64, promote
 from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Graph, Node, Operator, Source, input_node, walk
 from diptych.graph.record import GRAPH, current, recording
@@ -148,6 +148,9 @@ class Composite(Operator):
     def infer(self, *inputs: TensorType) -> TensorType:
         return self.body(*inputs).outputs[0].type
 
+    def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:
+        return self.operator.positions(self.values, inputs)
+
     def flows(self, *inputs: TensorType) -> bool:
         return self.operator.gradient is not None or self.body(*inputs).outputs[0].needs_grad
 
@@ -178,6 +181,7 @@ class CompositeOperator:
         self.defaults = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
         self.gradient: Callable[..., Any] | None = None
         self._bodies: dict[Any, Graph] = {}
+        self._positions: dict[Any, list[tuple[int, Dimension, str]]] = {}
         ALL[self.name] = self
 
     def with_gradient(self, rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -200,6 +204,22 @@ class CompositeOperator:
             with recording(GRAPH):
                 out = self.function(*places, **dict(zip(self.attribute_names, values, strict=True)))
             found = self._bodies[key] = Graph(places, (out,))
+        return found
+
+    def positions(
+        self, values: tuple[Any, ...], inputs: tuple[TensorType, ...]
+    ) -> list[tuple[int, Dimension, str]]:
+        """The positions that its body checks and that are its own inputs."""
+        key = (values, inputs)
+        found = self._positions.get(key)
+        if found is None:
+            body, found = self.body(values, inputs), []
+            place = {id(node): n for n, node in enumerate(body.inputs)}
+            for node in body.nodes:
+                for which, size, what in node.op.positions(*[i.type for i in node.inputs]):
+                    if id(node.inputs[which]) in place:
+                        found.append((place[id(node.inputs[which])], size, what))
+            self._positions[key] = found
         return found
 
     def __repr__(self) -> str:

@@ -244,7 +244,12 @@ def _zeros(g: Node) -> Handle:
 
 
 def _first_wins(name: str, a: Handle, b: Handle) -> Handle:
-    return greater_equal(a, b) if name == "maximum" else less_equal(a, b)
+    """Where the first argument has the extremum; of two zeros the reciprocals tell the signs."""
+    beyond, over = (greater, greater_equal) if name == "maximum" else (less, less_equal)
+    if not a.type.dtype.is_float:
+        return over(a, b)
+    same = logical_and(equal(a, b), over(divide(1.0, a), divide(1.0, b)))
+    return logical_or(beyond(a, b), same)
 
 
 @primitive

@@ -36,9 +36,8 @@ class Gather(Operator):
             raise ShapeError("gather reads along the first axis", f"{x} has none", "")
         return x.with_shape((*index.shape, *x.shape[1:]))
 
-    def checked(self) -> tuple[int, int, int]:
-        """Input 1 holds positions along axis 0 of input 0."""
-        return (1, 0, 0)
+    def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:
+        return [(1, inputs[0].shape[0], "position")]
 
     def reference(self, *inputs: Array) -> Array:
         return inputs[0][inputs[1]]
@@ -75,8 +74,8 @@ class ScatterAdd(Operator):
             )
         return update.with_shape(self.shape)
 
-    def checked(self) -> tuple[int, None, Dimension]:
-        return (0, None, self.shape[0])
+    def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:
+        return [(0, self.shape[0], "position")]
 
     def reference(self, *inputs: Array) -> Array:
         index, update = inputs

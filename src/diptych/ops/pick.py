@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.dtypes import TensorType, bool_, i64
+from diptych.dtypes import Dimension, TensorType, bool_, i64
 from diptych.errors import DtypeError, ShapeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
@@ -34,9 +34,8 @@ class PickLabel(Operator):
             raise DtypeError("pick_label takes integer labels", f"{label}", "")
         return x.with_shape(x.shape[:1])
 
-    def checked(self) -> tuple[int, int, int]:
-        """Input 1 holds positions along axis 1 of input 0."""
-        return (1, 0, 1)
+    def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:
+        return [(1, inputs[0].shape[1], "label")]
 
     def reference(self, *inputs: Array) -> Array:
         x, label = inputs

@@ -187,8 +187,21 @@ class Min(Extreme):
         return total  # type: ignore[no-any-return]
 
 
+def _first_place(terms: Array, better: Callable[[Array, Array], Array]) -> Array:
+    """Where the best term came from: it moves on only where the best becomes another value."""
+    best, place = terms[0].copy(), np.zeros(terms.shape[1:], np.int64)
+    for n, term in enumerate(terms[1:], 1):
+        new = np.asarray(better(best, term), terms.dtype)
+        changed = new != best
+        if terms.dtype.kind == "f":
+            changed = (changed | (np.signbit(new) != np.signbit(best))) & ~np.isnan(best)
+        best, place = new, np.where(changed, n, place)
+    return place
+
+
 class ArgExtreme(Reduction):
-    """Position in the list of the reduced axes; the first where equal, the first NaN wins."""
+    """Position in the list of the reduced axes: the first where equal, -0 < +0, and the first NaN
+    wins."""
 
     axes: tuple[int, ...]
 
@@ -212,7 +225,7 @@ class Argmax(ArgExtreme):
     kind = "argmax"
 
     def combine(self, terms: Array) -> Array:
-        return np.argmax(terms, 0).astype(np.int64)  # type: ignore[no-any-return]
+        return _first_place(terms, scalar_ops.maximum)
 
 
 @primitive
@@ -222,7 +235,7 @@ class Argmin(ArgExtreme):
     kind = "argmin"
 
     def combine(self, terms: Array) -> Array:
-        return np.argmin(terms, 0).astype(np.int64)  # type: ignore[no-any-return]
+        return _first_place(terms, scalar_ops.minimum)
 
 
 class Truth(Reduction):

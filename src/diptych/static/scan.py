@@ -10,7 +10,7 @@ import numpy as np
 from diptych import engine
 from diptych.dtypes import TensorType, as_dtype, i64
 from diptych.engine import element_strides
-from diptych.errors import DiptychError, ShapeError
+from diptych.errors import DiptychError
 from diptych.graph.node import Graph, Node, input_node
 from diptych.graph.record import recording
 from diptych.graph.rewrite import rebuilt
@@ -98,7 +98,7 @@ class Scanned:
         inputs += [n for _, n in self.state] + [n for n, _ in self.live]
         new = rebuilt(roots, dict(zip(map(id, feeds), made, strict=True)))
         self.graph = Graph(tuple(inputs), tuple(new))
-        self.executables: dict[Any, engine.LoopExecutable] = {}
+        self.executables: dict[Any, engine.LoopExecutable | engine.ReferenceLoop] = {}
 
     def _batch(self, dataset: Any, batch: int) -> list[Node]:
         """Rows of the data set at the positions order[start : start + batch]."""
@@ -132,15 +132,18 @@ class Scanned:
             values.append(np.array(read()))
             if node.type == TensorType((2,), i64):
                 random.append(first + len(self.state) + n)
-        if panel.device != "cpu":
-            raise ShapeError("scan runs on the device cpu", panel.device, "use the loop")
         strides = tuple(element_strides(v) for v in values)
-        found = self.executables.get(strides)
+        key = (panel.device, strides)
+        found = self.executables.get(key)
         if found is None:
-            found = engine.LoopExecutable(
-                self.graph, dict(enumerate(strides)), donated, 0, len(order) // steps, random
-            )
-            self.executables[strides] = found
+            place_of = (0, len(order) // steps, random)
+            if panel.device == "reference":
+                found = engine.ReferenceLoop(self.graph, donated, *place_of)
+            else:
+                found = engine.LoopExecutable(
+                    self.graph, dict(enumerate(strides)), donated, *place_of
+                )
+            self.executables[key] = found
         stacked = found.run_steps(values, steps)
         self._after(values, place, len(random) * (steps - 1))
         return stacked
