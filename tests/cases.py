@@ -11,6 +11,7 @@ import numpy as np
 import diptych as dp
 import diptych.nn.functional as F
 from diptych.ops import elementwise as E
+from diptych.ops import functions as fn
 from diptych.ops import reduce as R
 
 
@@ -83,15 +84,15 @@ CASES = [
     Case("floor_divide_f32", E.floor_divide, [(40,), (40,)], normal, [], False),
     Case("remainder_f32", E.remainder, [(40,), (40,)], normal, [], False),
     Case("fma", E.fma, [(4, 19), (19,), (4, 1)], normal, ["fma"]),
-    one("negative", E.negative), one("abs", E.abs), one("sign", E.sign, smooth=False),
-    one("floor", E.floor, smooth=False), one("ceil", E.ceil, smooth=False),
-    one("round", E.round, smooth=False),
-    one("exp", E.exp), one("log", E.log, positive), one("log1p", E.log1p, positive),
-    one("expm1", E.expm1), one("tanh", E.tanh), one("sigmoid", E.sigmoid), one("erf", E.erf),
-    one("sin", E.sin), one("cos", E.cos), one("sqrt", E.sqrt, positive),
-    one("rsqrt", E.rsqrt, positive),
-    Case("pow", E.pow, [(5, 7), (7,)], positive, ["pow"]),
-    one("square", lambda x: E.pow(x, 2)), one("clip", lambda x: E.clip(x, -1.0, 1.5)),
+    one("negative", E.negative), one("abs", fn.abs), one("sign", fn.sign, smooth=False),
+    one("floor", fn.floor, smooth=False), one("ceil", fn.ceil, smooth=False),
+    one("round", fn.round, smooth=False),
+    one("exp", fn.exp), one("log", fn.log, positive), one("log1p", fn.log1p, positive),
+    one("expm1", fn.expm1), one("tanh", fn.tanh), one("sigmoid", fn.sigmoid), one("erf", fn.erf),
+    one("sin", fn.sin), one("cos", fn.cos), one("sqrt", fn.sqrt, positive),
+    one("rsqrt", fn.rsqrt, positive),
+    Case("pow", fn.pow, [(5, 7), (7,)], positive, ["pow"]),
+    one("square", lambda x: fn.pow(x, 2)), one("clip", lambda x: E.clip(x, -1.0, 1.5)),
     two("less", E.less, smooth=False), two("less_equal", E.less_equal, ints, False),
     two("greater", E.greater, smooth=False), two("greater_equal", E.greater_equal, ints, False),
     two("equal", E.equal, below(3), False), two("not_equal", E.not_equal, flags, False),
@@ -104,6 +105,7 @@ CASES = [
     one("cast_u8", lambda x: E.cast(x * 200, "u8"), smooth=False),
     one("cast_bool", lambda x: E.cast(x, "bool"), smooth=False),
     one("from_u8", lambda x: E.cast(x, "f32") / 255.0, bytes_, smooth=False),
+    one("identity", E.identity),
     one("stop_gradient", lambda x: E.stop_gradient(x) * x, smooth=False),
     one("sum", lambda x: R.reduce_sum(x, 1)), one("sum_leading", lambda x: R.reduce_sum(x, 0)),
     one("sum_all", R.reduce_sum, shape=(3, 700)), one("mean", R.mean),

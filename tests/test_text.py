@@ -17,6 +17,10 @@ def captured(call, *arrays):
     """The graph of a captured call, with its inputs."""
     compiled = dp.compile(call)
     compiled(*arrays)
+    return compiled_graph(compiled)
+
+
+def compiled_graph(compiled):
     ((capture,),) = compiled.captures.values()
     return capture.graph()
 
@@ -36,6 +40,24 @@ def test_every_operator_as_text(case):
             strict=True,
         ):
             assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.smooth and c.shapes], ids=lambda c: c.name)
+def test_every_gradient_as_text(case):
+    def slopes(*tensors):
+        floats = [t for t in tensors if t.dtype.is_float]
+        value = case.call(*tensors)
+        return dp.partials((value * value).sum(), floats)
+
+    arrays = [dp.tensor(a, requires_grad=a.dtype.kind == "f") for a in case.inputs()]
+    compiled = dp.compile(slopes)
+    expected = [s.numpy().tobytes() for s in compiled(*arrays)]
+    graph = compiled_graph(compiled)
+    again = parse_graph(print_graph(graph), make_operator)
+    assert print_graph(again) == print_graph(graph)
+    if len(graph.inputs) == len(arrays):
+        values = [a.numpy() for a in arrays]
+        assert [r.tobytes() for r in engine.run_once(again, values, "cpu")] == expected
 
 
 def test_a_training_step_as_text_keeps_the_lines_of_its_gradients():

@@ -12,21 +12,17 @@ from diptych.formats.program import load, save
 from diptych.formats.state import load_state, save_state
 from diptych.generator import manual_seed
 from diptych.ops.contract import contract, matmul
-from diptych.ops.elementwise import (
+from diptych.ops.elementwise import cast, clip, fma, maximum, minimum, where
+from diptych.ops.functions import (
     abs,
-    cast,
     ceil,
-    clip,
     cos,
     erf,
     exp,
     expm1,
     floor,
-    fma,
     log,
     log1p,
-    maximum,
-    minimum,
     pow,
     round,
     rsqrt,
@@ -35,7 +31,6 @@ from diptych.ops.elementwise import (
     sin,
     sqrt,
     tanh,
-    where,
 )
 from diptych.ops.indexing import arange, gather, one_hot, scatter_add
 from diptych.ops.random import bernoulli, normal, permutation, uniform

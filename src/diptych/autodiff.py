@@ -44,7 +44,8 @@ def gradients(
     outputs: Sequence[Node], seeds: Sequence[Node], targets: Sequence[Node]
 ) -> list[Node | None]:
     """The cotangent of each target, given those of the outputs; None where nothing flows."""
-    roots = expand(outputs)
+    both = expand([*outputs, *targets])
+    roots, targets = both[: len(outputs)], both[len(outputs) :]
     order = [n for n in walk(roots, stop=_ends) if n.needs_grad]
     wanted = {id(t) for t in targets}
     reaches = set(wanted)

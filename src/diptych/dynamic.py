@@ -18,6 +18,7 @@ from diptych.errors import StartupError
 from diptych.generator import default_generator
 from diptych.graph.node import Graph, Input, Node, input_node, walk
 from diptych.graph.record import author_line, set_default
+from diptych.ops.elementwise import stop_gradient
 from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
 
 Array = np.ndarray[Any, Any]
@@ -175,8 +176,6 @@ class DynamicRecorder(TensorRecorder):
             trainable = parameter.node.needs_grad
             old, node = parameter.node, value.node
             if node.value is not None or node.leaf:  # somebody else's value: copy it
-                from diptych.ops.elementwise import stop_gradient
-
                 node = stop_gradient(value).node
             parameter.bind(node, trainable)
             self.piece.replaced.append((node, old))

@@ -16,7 +16,7 @@ from diptych.engine import empty
 from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Node, Operator, constant_node, input_node, walk
 from diptych.graph.record import Recorder, author_line, current, origin
-from diptych.ops import contract, elementwise, indexing, reduce, shape
+from diptych.ops import contract, elementwise, functions, indexing, reduce, shape
 from diptych.ops.base import host_array
 
 Array = np.ndarray[Any, Any]
@@ -26,6 +26,7 @@ class TensorRecorder(Recorder):
     """Records calls as nodes and hands out tensors; the panels differ in `observe`."""
 
     grad_enabled = True
+    keeps_history = False  # whether backward leaves the history there
     device: str
     lock: Any  # held while state is read or written
 
@@ -178,22 +179,22 @@ class Tensor:
         root = panel.node_of(self)
         if root.released:
             raise _released(self)
-        if not root.needs_grad:
+        history = [n for n in walk([root], stop=_ends) if n.needs_grad]
+        if any(n.released for n in history):
+            raise _released(self)
+        leaves = [n for n in history if n.leaf]
+        if not leaves:
             raise GraphError(
                 "backward starts from a value that depends on a parameter",
                 f"{self.type} depends on none",
                 "check no_grad and detach, or set requires_grad on a leaf",
             )
         seed = _seed(panel, root, grad)
-        history = [n for n in walk([root], stop=_ends) if n.needs_grad]
-        if any(n.released for n in history):
-            raise _released(self)
-        leaves = [n for n in history if n.leaf]
         for leaf, g in zip(leaves, gradients([root], [seed], leaves), strict=True):
             owner = None if leaf.owner is None else leaf.owner()
             if g is not None and owner is not None:
                 _add_grad(panel, owner, g)
-        if not retain_graph:
+        if not retain_graph and not panel.keeps_history:
             for node in history:
                 if not node.leaf:
                     node.needs_grad, node.released = False, True
@@ -241,10 +242,10 @@ class Tensor:
         return elementwise.remainder(self, other)  # type: ignore[no-any-return]
 
     def __pow__(self, other: Any) -> Tensor:
-        return elementwise.pow(self, other)  # type: ignore[no-any-return]
+        return functions.pow(self, other)  # type: ignore[no-any-return]
 
     def __rpow__(self, other: Any) -> Tensor:
-        return elementwise.pow(other, self)  # type: ignore[no-any-return]
+        return functions.pow(other, self)  # type: ignore[no-any-return]
 
     def __matmul__(self, other: Any) -> Tensor:
         return contract.matmul(self, other)  # type: ignore[no-any-return]
@@ -256,7 +257,7 @@ class Tensor:
         return elementwise.negative(self)  # type: ignore[no-any-return]
 
     def __abs__(self) -> Tensor:
-        return elementwise.abs(self)  # type: ignore[no-any-return]
+        return functions.abs(self)  # type: ignore[no-any-return]
 
     def __invert__(self) -> Tensor:
         return elementwise.logical_not(self)  # type: ignore[no-any-return]
@@ -326,19 +327,19 @@ class Tensor:
         return reduce.argmin(self, axis, keepdims)  # type: ignore[no-any-return]
 
     def exp(self) -> Tensor:
-        return elementwise.exp(self)  # type: ignore[no-any-return]
+        return functions.exp(self)  # type: ignore[no-any-return]
 
     def log(self) -> Tensor:
-        return elementwise.log(self)  # type: ignore[no-any-return]
+        return functions.log(self)  # type: ignore[no-any-return]
 
     def sqrt(self) -> Tensor:
-        return elementwise.sqrt(self)  # type: ignore[no-any-return]
+        return functions.sqrt(self)  # type: ignore[no-any-return]
 
     def tanh(self) -> Tensor:
-        return elementwise.tanh(self)  # type: ignore[no-any-return]
+        return functions.tanh(self)  # type: ignore[no-any-return]
 
     def sigmoid(self) -> Tensor:
-        return elementwise.sigmoid(self)  # type: ignore[no-any-return]
+        return functions.sigmoid(self)  # type: ignore[no-any-return]
 
 
 class Parameter(Tensor):
@@ -490,35 +491,51 @@ def grad(function: Callable[..., Tensor], argument: int = 0) -> Callable[..., Te
 def value_and_grad(
     function: Callable[..., Tensor], argument: int = 0
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The function that computes its value and its gradient in one argument."""
+    """The function that computes its value (one number) and its gradient in one argument."""
 
     def both(*args: Any) -> tuple[Tensor, Tensor]:
         given = list(args)
         x = given[argument]
         x = x if isinstance(x, Tensor) else tensor(x)
+        if not x.dtype.is_float:
+            raise DtypeError(
+                "a gradient is taken with respect to floats", f"{x.type}", ".astype('f32') first"
+            )
         panel = current_panel(x)
-        inner = elementwise.add(x, 0.0) if not x.node.needs_grad else x
-        fresh = Node(
-            inner.node.op, inner.node.inputs, inner.type, inner.node.where, needs_grad=True
-        )
-        fresh.value = inner.node.value
-        given[argument] = panel.made(Tensor(fresh, panel))
-        value = function(*given)
-        return value, partials(value, [given[argument]])[0]
+        before, panel.grad_enabled = panel.grad_enabled, True
+        try:
+            given[argument] = own = elementwise.identity(x)
+            own.node.needs_grad = True
+            value = function(*given)
+            return value, partials(value, [own])[0]
+        finally:
+            panel.grad_enabled = before
 
     return both
 
 
 def partials(result: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
-    """d result / d each of the given values, zeros where nothing flows."""
+    """d result / d each of the given values, for a result of one number; zeros where it does not
+    depend on one. In a program they are any floats; in the dynamic panel those that history
+    leads to."""
     panel = current_panel(result)
     root = panel.node_of(result)
-    seed = _seed(panel, root, None)
     nodes = [panel.node_of(t) for t in of]
-    found = gradients([root], [seed], nodes)
+    for node in (root, *nodes):
+        if node.released:
+            raise _released(result)
+    for node in nodes:
+        if not node.needs_grad:
+            raise GraphError(
+                "partials are taken with respect to floats whose history is recorded",
+                f"{node!r}",
+                "set requires_grad on it, or on what it came from, before it is used",
+            )
     made = []
-    for node, g in zip(nodes, found, strict=True):
+    for node, g in zip(nodes, gradients([root], [_seed(panel, root, None)], nodes), strict=True):
         if g is None:
-            g = constant_node(np.zeros(node.type.shape), node.type.dtype)
+            with origin(author_line()):
+                zero = constant_node(0.0, node.type.dtype, author_line())
+                g = shape.broadcast_to(zero, node.type.shape)
         made.append(panel.made(Tensor(g, panel)))
     return made

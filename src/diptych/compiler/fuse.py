@@ -13,7 +13,8 @@ from diptych.graph.node import Constant, Graph, Input, Node, Source
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
 from diptych.ops.contract import Contract
-from diptych.ops.elementwise import Divide, Elementwise, Function, Pow
+from diptych.ops.elementwise import Divide, Elementwise
+from diptych.ops.functions import Function, Pow
 from diptych.ops.indexing import Gather, ScatterAdd
 from diptych.ops.reduce import Reduction
 from diptych.ops.shape import Broadcast, Reshape, Transpose

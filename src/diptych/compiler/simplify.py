@@ -34,7 +34,7 @@ class _Rewriter:
                 self.new[id(given)] = given
                 self.alive.append(given)
             return self.rewrite(inline(node, inputs))
-        if node.op.name == "stop_gradient":
+        if node.op.name in ("identity", "stop_gradient"):
             return inputs[0]
         key = (type(node.op), node.op, node.type, tuple(id(i) for i in inputs))
         found = self.known.get(key)

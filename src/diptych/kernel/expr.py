@@ -232,10 +232,10 @@ class Loop:
 def fold(kind: str, loops: Sequence[Loop], *args: Expr) -> Expr:
     """Combine `args` over the loops, lexicographic, by rules 2 to 4 of the contract.
 
-    `kind` is sum, prod, max, min, any, all, argmax, argmin (one argument) or contract
-    (two arguments: a chain of fused multiply-adds).
+    `kind` is sum, prod, max, min, any, all, argmax, argmin (one argument), contract (two
+    arguments: a chain of fused multiply-adds) or scatter (a bool and what is added where it is).
     """
-    dtype = i64 if kind in ("argmax", "argmin") else args[0].dtype
+    dtype = i64 if kind in ("argmax", "argmin") else args[-1].dtype
     return Expr("fold", args, dtype, (kind, tuple(loops)))
 
 

@@ -1,7 +1,7 @@
 """Operators under the names that PyTorch gives them."""
 
 from diptych.ops.contract import linear
-from diptych.ops.elementwise import sigmoid, tanh
+from diptych.ops.functions import sigmoid, tanh
 from diptych.ops.indexing import one_hot
 from diptych.ops.losses import (
     accuracy,

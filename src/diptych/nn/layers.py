@@ -9,7 +9,7 @@ from typing import Any
 from diptych.errors import ShapeError, ValueRangeError
 from diptych.nn import init
 from diptych.nn.module import Module
-from diptych.ops import contract, elementwise, losses, random, shape
+from diptych.ops import contract, functions, losses, random, shape
 from diptych.tensor import Parameter
 
 
@@ -51,14 +51,14 @@ class Tanh(Module):
     """tanh(x)."""
 
     def forward(self, *inputs: Any) -> Any:
-        return elementwise.tanh(inputs[0])
+        return functions.tanh(inputs[0])
 
 
 class Sigmoid(Module):
     """1 / (1 + exp(-x))."""
 
     def forward(self, *inputs: Any) -> Any:
-        return elementwise.sigmoid(inputs[0])
+        return functions.sigmoid(inputs[0])
 
 
 class LeakyReLU(Module):

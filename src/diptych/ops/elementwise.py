@@ -1,4 +1,4 @@
-"""Elementwise primitives: arithmetic, comparison, logic, selection, conversion, functions."""
+"""Elementwise primitives: arithmetic, comparison, logic, selection, conversion."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from diptych.dtypes import BY_NAME, TensorType, as_dtype, bool_, broadcast_shape
 from diptych.errors import DtypeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
-from diptych.kernel import math as kernel_math
-from diptych.kernel import power, trigonometry
 from diptych.kernel import scalar as scalar_ops
 from diptych.kernel.expr import Expr
 from diptych.ops.base import (
@@ -24,7 +22,6 @@ from diptych.ops.base import (
     pair,
     primitive,
     record,
-    weak_dtype,
 )
 from diptych.ops.shape import broadcast_source, unbroadcast
 
@@ -183,7 +180,7 @@ class Remainder(Arithmetic):
         a, b = node.inputs
         return [
             unbroadcast(g, a.type.shape),
-            unbroadcast(negative(multiply(g, floor(divide(a, b)))), b.type.shape),
+            unbroadcast(negative(multiply(g, floor_divide(a, b))), b.type.shape),
         ]
 
 
@@ -231,19 +228,19 @@ class Extremum(Arithmetic):
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         a, b = node.inputs
-        zero = _zeros(g)
-        first = _first_wins(self.name, a, b)
+        zero = zeros_as(g)
+        first = first_wins(self.name, a, b)
         return [
             unbroadcast(where(first, g, zero), a.type.shape),
             unbroadcast(where(first, zero, g), b.type.shape),
         ]
 
 
-def _zeros(g: Node) -> Handle:
+def zeros_as(g: Node) -> Handle:
     return operand(0.0, g.type.dtype)
 
 
-def _first_wins(name: str, a: Handle, b: Handle) -> Handle:
+def first_wins(name: str, a: Handle, b: Handle) -> Handle:
     """Where the first argument has the extremum; of two zeros the reciprocals tell the signs."""
     beyond, over = (greater, greater_equal) if name == "maximum" else (less, less_equal)
     if not a.type.dtype.is_float:
@@ -413,7 +410,7 @@ class Where(Elementwise):
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         condition, a, b = node.inputs
-        zero = _zeros(g)
+        zero = zeros_as(g)
         return [
             None,
             unbroadcast(where(condition, g, zero), a.type.shape),
@@ -448,254 +445,6 @@ class Cast(Elementwise):
         return [convert(g, x.type.dtype) if x.type.dtype.is_float else None]
 
 
-# ---- functions of one argument -------------------------------------------------------------
-
-
-class Function(Elementwise):
-    """A float function; `derivative` gives the factor on g from x and the result."""
-
-    rule: ClassVar[Callable[..., Any]]
-
-    def result(self, *inputs: TensorType) -> Any:
-        need_float(inputs[0], self.name)
-        return inputs[0].dtype
-
-    def scalar(self, *x: Expr) -> Expr:
-        return type(self).rule(x[0])  # type: ignore[no-any-return]
-
-    def reference(self, *inputs: Array) -> Array:
-        """The same straight program, run by numpy: no host library is asked."""
-        (x,) = inputs
-        place = k.var("x", as_dtype(x.dtype))
-        value = k.evaluate(self.scalar(place), {"x": x})
-        return np.broadcast_to(value, x.shape)
-
-
-@primitive
-class Exp(Function):
-    name: ClassVar[str] = "exp"
-    rule = kernel_math.exp
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [multiply(g, node)]
-
-
-@primitive
-class Log(Function):
-    name: ClassVar[str] = "log"
-    rule = kernel_math.log
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [divide(g, node.inputs[0])]
-
-
-@primitive
-class Log1p(Function):
-    name: ClassVar[str] = "log1p"
-    rule = kernel_math.log1p
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [divide(g, add(node.inputs[0], 1.0))]
-
-
-@primitive
-class Expm1(Function):
-    name: ClassVar[str] = "expm1"
-    rule = kernel_math.expm1
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [multiply(g, add(node, 1.0))]
-
-
-@primitive
-class Tanh(Function):
-    """Cotangent g * (1 - y*y)."""
-
-    name: ClassVar[str] = "tanh"
-    rule = kernel_math.tanh
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [multiply(g, subtract(1.0, multiply(node, node)))]
-
-
-@primitive
-class Sigmoid(Function):
-    """1 / (1 + exp(-x)); cotangent g * (y * (1 - y))."""
-
-    name: ClassVar[str] = "sigmoid"
-    rule = kernel_math.sigmoid
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [multiply(g, multiply(node, subtract(1.0, node)))]
-
-
-@primitive
-class Erf(Function):
-    """Cotangent g * (2/sqrt(pi) * exp(-(x*x)))."""
-
-    name: ClassVar[str] = "erf"
-    rule = kernel_math.erf
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        (x,) = node.inputs
-        slope = multiply(exp(negative(multiply(x, x))), 1.1283791670955126)
-        return [multiply(g, slope)]
-
-
-@primitive
-class Sin(Function):
-    name: ClassVar[str] = "sin"
-    rule = trigonometry.sin
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [multiply(g, cos(node.inputs[0]))]
-
-
-@primitive
-class Cos(Function):
-    name: ClassVar[str] = "cos"
-    rule = trigonometry.cos
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [multiply(g, negative(sin(node.inputs[0])))]
-
-
-@primitive
-class Sqrt(Function):
-    """Cotangent g / (y + y)."""
-
-    name: ClassVar[str] = "sqrt"
-    rule = k.sqrt
-
-    def reference(self, *inputs: Array) -> Array:
-        return np.sqrt(inputs[0])
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [divide(g, add(node, node))]
-
-
-@primitive
-class Rsqrt(Function):
-    """1 / sqrt(x), rounded once; cotangent g * (-0.5 * (y / x))."""
-
-    name: ClassVar[str] = "rsqrt"
-    rule = kernel_math.rsqrt
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [multiply(g, multiply(divide(node, node.inputs[0]), -0.5))]
-
-
-class Step(Elementwise):
-    """Piecewise constant: no gradient but zero."""
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        return [None]
-
-
-@primitive
-class Floor(Step):
-    name: ClassVar[str] = "floor"
-
-    def reference(self, *inputs: Array) -> Array:
-        return np.floor(inputs[0]) if inputs[0].dtype.kind == "f" else inputs[0]
-
-    def scalar(self, *x: Expr) -> Expr:
-        return k.floor(x[0]) if x[0].dtype.is_float else x[0]
-
-
-@primitive
-class Ceil(Step):
-    name: ClassVar[str] = "ceil"
-
-    def reference(self, *inputs: Array) -> Array:
-        return np.ceil(inputs[0]) if inputs[0].dtype.kind == "f" else inputs[0]
-
-    def scalar(self, *x: Expr) -> Expr:
-        return k.ceil(x[0]) if x[0].dtype.is_float else x[0]
-
-
-@primitive
-class Round(Step):
-    """To the nearest integer, ties to even."""
-
-    name: ClassVar[str] = "round"
-
-    def reference(self, *inputs: Array) -> Array:
-        return np.rint(inputs[0]) if inputs[0].dtype.kind == "f" else inputs[0]
-
-    def scalar(self, *x: Expr) -> Expr:
-        return k.rint(x[0]) if x[0].dtype.is_float else x[0]
-
-
-@primitive
-class Sign(Step):
-    """-1, 0 or 1 with the sign of x; sign(0) = x, sign(NaN) = NaN."""
-
-    name: ClassVar[str] = "sign"
-
-    def reference(self, *inputs: Array) -> Array:
-        (x,) = inputs
-        one = x.dtype.type(1)
-        negative = -one if x.dtype.kind in "fi" else one
-        return np.where(x > 0, one, np.where(x < 0, negative, x))
-
-    def scalar(self, *x: Expr) -> Expr:
-        (v,) = x
-        one = k.const(1, v.dtype)
-        below = v if v.dtype.kind == "uint" else k.select(v < 0, k.const(-1, v.dtype), v)
-        return k.select(v > 0, one, below)
-
-
-@primitive
-class Abs(Elementwise):
-    """Cotangent g * sign(x), zero at 0."""
-
-    name: ClassVar[str] = "abs"
-
-    def reference(self, *inputs: Array) -> Array:
-        return np.abs(inputs[0])
-
-    def scalar(self, *x: Expr) -> Expr:
-        if x[0].dtype.is_float:
-            return k.absolute(x[0])
-        return x[0] if x[0].dtype.kind == "uint" else k.select(x[0] < 0, -x[0], x[0])
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        (x,) = node.inputs
-        zero = _zeros(g)
-        down = where(less(x, 0.0), negative(g), zero)
-        return [where(greater(x, 0.0), g, down)]
-
-
-@primitive
-class Pow(Elementwise):
-    """a ** b for floats. Cotangents g*(b*a**(b-1)) and g*(out*log(a))."""
-
-    name: ClassVar[str] = "pow"
-
-    def result(self, *inputs: TensorType) -> Any:
-        need_float(inputs[0], "pow")
-        return inputs[0].dtype
-
-    def scalar(self, *x: Expr) -> Expr:
-        return power.pow(*x)
-
-    def reference(self, *inputs: Array) -> Array:
-        a, b = np.broadcast_arrays(*inputs)
-        places = [k.var(n, as_dtype(a.dtype)) for n in "ab"]
-        return k.evaluate(self.scalar(*places), {"a": a, "b": b})
-
-    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
-        a, b = node.inputs
-        slope = multiply(b, record(Pow(), a, subtract(b, 1.0)))
-        result: list[Node | None] = [None, None]
-        if a.needs_grad:
-            result[0] = unbroadcast(multiply(g, slope), a.type.shape)
-        if b.needs_grad:
-            result[1] = unbroadcast(multiply(g, multiply(node, log(a))), b.type.shape)
-        return result
-
-
 @primitive
 class StopGradient(Elementwise):
     """The value, cut off from differentiation."""
@@ -715,10 +464,26 @@ class StopGradient(Elementwise):
         return [None]
 
 
+@primitive
+class Identity(Elementwise):
+    """The value itself as a node of its own: what `dp.grad` differentiates by."""
+
+    name: ClassVar[str] = "identity"
+
+    def reference(self, *inputs: Array) -> Array:
+        return inputs[0]
+
+    def scalar(self, *x: Expr) -> Expr:
+        return x[0]
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [g]
+
+
 # ---- the functions that users call ---------------------------------------------------------
 
 
-def _binary(make: Any, what: str) -> Callable[[Any, Any], Handle]:
+def binary(make: Any, what: str) -> Callable[[Any, Any], Handle]:
     op = make()
 
     def call(a: Any, b: Any) -> Handle:
@@ -729,7 +494,7 @@ def _binary(make: Any, what: str) -> Callable[[Any, Any], Handle]:
     return call
 
 
-def _unary(make: Any, what: str) -> Callable[[Any], Handle]:
+def unary(make: Any, what: str) -> Callable[[Any], Handle]:
     op = make()
 
     def call(x: Any) -> Handle:
@@ -740,42 +505,27 @@ def _unary(make: Any, what: str) -> Callable[[Any], Handle]:
     return call
 
 
-add = _binary(Add, "add")
-subtract = _binary(Subtract, "subtract")
-multiply = _binary(Multiply, "multiply")
-divide = _binary(Divide, "divide")
-floor_divide = _binary(FloorDivide, "floor_divide")
-remainder = _binary(Remainder, "remainder")
-minimum = _binary(Minimum, "minimum")
-maximum = _binary(Maximum, "maximum")
-less = _binary(Less, "less")
-less_equal = _binary(LessEqual, "less_equal")
-greater = _binary(Greater, "greater")
-greater_equal = _binary(GreaterEqual, "greater_equal")
-equal = _binary(Equal, "equal")
-not_equal = _binary(NotEqual, "not_equal")
-logical_and = _binary(LogicalAnd, "logical_and")
-logical_or = _binary(LogicalOr, "logical_or")
-logical_xor = _binary(LogicalXor, "logical_xor")
-logical_not = _unary(LogicalNot, "logical_not")
-negative = _unary(Negative, "negative")
-exp = _unary(Exp, "exp")
-log = _unary(Log, "log")
-log1p = _unary(Log1p, "log1p")
-expm1 = _unary(Expm1, "expm1")
-tanh = _unary(Tanh, "tanh")
-sigmoid = _unary(Sigmoid, "sigmoid")
-erf = _unary(Erf, "erf")
-sin = _unary(Sin, "sin")
-cos = _unary(Cos, "cos")
-sqrt = _unary(Sqrt, "sqrt")
-rsqrt = _unary(Rsqrt, "rsqrt")
-floor = _unary(Floor, "floor")
-ceil = _unary(Ceil, "ceil")
-round = _unary(Round, "round")
-sign = _unary(Sign, "sign")
-abs = _unary(Abs, "abs")
-stop_gradient = _unary(StopGradient, "stop_gradient")
+add = binary(Add, "add")
+subtract = binary(Subtract, "subtract")
+multiply = binary(Multiply, "multiply")
+divide = binary(Divide, "divide")
+floor_divide = binary(FloorDivide, "floor_divide")
+remainder = binary(Remainder, "remainder")
+minimum = binary(Minimum, "minimum")
+maximum = binary(Maximum, "maximum")
+less = binary(Less, "less")
+less_equal = binary(LessEqual, "less_equal")
+greater = binary(Greater, "greater")
+greater_equal = binary(GreaterEqual, "greater_equal")
+equal = binary(Equal, "equal")
+not_equal = binary(NotEqual, "not_equal")
+logical_and = binary(LogicalAnd, "logical_and")
+logical_or = binary(LogicalOr, "logical_or")
+logical_xor = binary(LogicalXor, "logical_xor")
+logical_not = unary(LogicalNot, "logical_not")
+negative = unary(Negative, "negative")
+identity = unary(Identity, "identity")
+stop_gradient = unary(StopGradient, "stop_gradient")
 
 
 def fma(a: Any, b: Any, c: Any) -> Handle:
@@ -800,17 +550,6 @@ def where(condition: Any, a: Any, b: Any) -> Handle:
 def cast(x: Any, dtype: Any) -> Handle:
     """Convert by value to a dtype."""
     return convert(operand(x), as_dtype(dtype))
-
-
-def pow(a: Any, b: Any) -> Handle:
-    """a ** b. The Python exponents 2 and 2.0 mean a * a."""
-    if is_scalar(b) and b == 2:
-        a = operand(a)
-        return multiply(a, a)
-    if is_scalar(b) and not is_scalar(a):
-        a = operand(a)
-        b = operand(float(b) if a.type.dtype.is_float else b, weak_dtype(b, a.type.dtype, "pow"))
-    return record(Pow(), *pair(a, b, "pow"))
 
 
 def clip(x: Any, low: Any = None, high: Any = None) -> Handle:

@@ -13,7 +13,8 @@ from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
 from diptych.ops.base import Handle, convert, operand, primitive, record
-from diptych.ops.shape import Slice, normal_axis, reshape, transpose
+from diptych.ops.elementwise import add, equal, multiply
+from diptych.ops.shape import Slice, expand_dims, normal_axis, reshape, transpose
 
 Array = np.ndarray[Any, Any]
 
@@ -56,8 +57,7 @@ class Gather(Operator):
 class ScatterAdd(Operator):
     """Zeros of `shape`, and out[index[i...]] += update[i...] in ascending order of i.
 
-    Each element is the sum, by rule 4, of the list that has update[i] where index[i] is its
-    position, over the i that match, from +0 where none does.
+    Each element starts from +0, and the updates at its position are added in ascending order.
     """
 
     shape: tuple[Dimension, ...]
@@ -145,7 +145,6 @@ def scatter_add(index: Any, update: Any, size: int) -> Handle:
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Handle:
     """start, start + step, ... below stop, as numpy has it; start + i*step is computed in f64
     for floats and rounded once."""
-    from diptych.ops.elementwise import add, multiply
 
     if stop is None:
         start, stop = 0, start
@@ -168,8 +167,6 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Ha
 
 def one_hot(index: Any, classes: Dimension, dtype: Any = f32) -> Handle:
     """1 where the last axis equals the index, else 0: (n,) -> (n, classes)."""
-    from diptych.ops.elementwise import equal
-    from diptych.ops.shape import expand_dims
 
     index = operand(index)
     _need_integer(index.type, "one_hot")

@@ -7,25 +7,19 @@ from diptych.errors import DtypeError, ShapeError
 from diptych.graph.node import Node
 from diptych.ops.base import Handle, composite, convert, need_float, operand, record
 from diptych.ops.elementwise import (
-    abs,
     add,
     divide,
     equal,
-    erf,
-    exp,
-    expm1,
     greater,
-    log,
-    log1p,
     maximum,
     minimum,
     multiply,
     negative,
-    sigmoid,
     stop_gradient,
     subtract,
     where,
 )
+from diptych.ops.functions import abs, erf, exp, expm1, log, log1p, sigmoid
 from diptych.ops.indexing import one_hot
 from diptych.ops.pick import PickLabel
 from diptych.ops.reduce import argmax, mean, reduce_max, reduce_sum, size_of

@@ -17,18 +17,16 @@ from diptych.ops.base import Handle, composite, is_scalar, need_float, operand, 
 from diptych.ops.elementwise import (
     add,
     cast,
-    cos,
     equal,
     greater_equal,
     less,
-    log,
     logical_and,
     logical_or,
     multiply,
-    sqrt,
     subtract,
 )
 from diptych.ops.elementwise import where as choose
+from diptych.ops.functions import cos, log, sqrt
 from diptych.ops.indexing import arange, take
 from diptych.ops.reduce import reduce_sum
 from diptych.ops.shape import expand_dims

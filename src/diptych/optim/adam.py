@@ -8,18 +8,8 @@ import numpy as np
 
 from diptych.dtypes import DType, f64
 from diptych.graph.record import current
-from diptych.ops.elementwise import (
-    abs,
-    cast,
-    divide,
-    fma,
-    less,
-    multiply,
-    negative,
-    sqrt,
-    subtract,
-    where,
-)
+from diptych.ops.elementwise import cast, divide, fma, less, multiply, negative, subtract, where
+from diptych.ops.functions import abs, sqrt
 from diptych.optim.optimizer import Optimizer
 from diptych.tensor import Parameter, Tensor
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from diptych.ops.elementwise import add, clip, divide, minimum, multiply, sqrt
+from diptych.ops.elementwise import add, clip, divide, minimum, multiply
+from diptych.ops.functions import sqrt
 from diptych.ops.reduce import reduce_sum
 from diptych.tensor import Parameter, Tensor, current_panel, no_grad
 

@@ -64,6 +64,7 @@ class Captured:
         dtype = array.dtype if isinstance(array, Tensor) else as_dtype(array.dtype)
         name = f"argument_{len(places)}"
         node = input_node(TensorType(tuple(array.shape), dtype), name, self.where)
+        node.needs_grad = isinstance(array, Tensor) and array.requires_grad
         self.program.feeds[name] = Feed(name, node)
         self.program.names[name] = node
         places.append(Tensor(node, self.program))

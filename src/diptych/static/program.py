@@ -29,7 +29,7 @@ class Program(TensorRecorder):
     """
 
     def __init__(self, captured: bool = False) -> None:
-        self.captured = captured
+        self.captured, self.keeps_history = captured, not captured
         self.feeds: dict[str, Feed] = {}
         self.state: dict[int, tuple[Parameter, Node]] = {}
         self.present: dict[int, Node] = {}  # the value of a parameter at this point
@@ -263,6 +263,7 @@ def data(name: str, shape: Sequence[int | str | None], dtype: Any = "f32") -> Te
     )
     dims = tuple(Dim.symbol("N") if d == Dim.symbol("N0") else d for d in dims)
     node = input_node(TensorType(dims, as_dtype(dtype)), name, author_line())
+    node.needs_grad = node.type.dtype.is_float  # partials may be asked of any node
     program.feeds[name] = Feed(name, node)
     program.names[name] = node
     return Tensor(node, program)

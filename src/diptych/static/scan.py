@@ -11,8 +11,9 @@ from diptych import engine
 from diptych.dtypes import TensorType, as_dtype, i64
 from diptych.engine import element_strides
 from diptych.errors import DiptychError
+from diptych.generator import default_generator
 from diptych.graph.node import Graph, Node, input_node
-from diptych.graph.record import recording
+from diptych.graph.record import GRAPH, recording
 from diptych.graph.rewrite import rebuilt
 from diptych.ops.elementwise import add, cast, divide
 from diptych.ops.indexing import arange, gather
@@ -102,8 +103,6 @@ class Scanned:
 
     def _batch(self, dataset: Any, batch: int) -> list[Node]:
         """Rows of the data set at the positions order[start : start + batch]."""
-        from diptych.graph.record import GRAPH
-
         with recording(GRAPH):
             places = gather(self.order, add(arange(batch), self.start))
             made = []
@@ -150,8 +149,6 @@ class Scanned:
 
     def _after(self, values: list[Array], place: dict[int, int], streams: int) -> None:
         """Bind the new state, and take the streams that the loop used."""
-        from diptych.generator import default_generator
-
         for parameter, _, _ in self.updates:
             fresh = input_node(parameter.type, parameter.name)
             fresh.value = values[place[id(parameter)]]
