@@ -13,6 +13,7 @@ ROW = {
     "formats": 9, "testing": 9, "view": 9, "__init__": 10, "cli": 11, "fluid": 11,
     "__main__": 12,
 }  # fmt: skip
+TOP = ("__init__", "cli", "fluid", "__main__")
 
 
 def part(path):
@@ -21,6 +22,9 @@ def part(path):
 
 def imported_parts(path):
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.split(".")[0] == "diptych"]
+            assert not [n for n in names if "." in n and part(path) not in TOP], f"{path}: {names}"
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             if node.module == "diptych":
@@ -33,6 +37,6 @@ def test_imports_point_down():
     for path in ROOT.rglob("*.py"):
         own = part(path)
         for other in imported_parts(path):
-            if other == own or own in ("__init__", "cli", "fluid", "__main__"):
+            if other == own or own in TOP:
                 continue
             assert ROW[other] < ROW[own], f"{path.relative_to(ROOT)} imports {other}"

@@ -219,3 +219,9 @@ def test_bad_optimizers():
         optim.SGD(parameters, lr=-1.0)
     with pytest.raises(ShapeError, match="one like it"):
         optim.SGD(parameters).load_state_dict({"lr": 0.1, "velocity.9": X})
+
+
+def test_a_layer_that_is_not_there_says_what_is():
+    with pytest.raises(AttributeError, match=r"no Conv2d; it has .*Linear.* Module for your own"):
+        nn.Conv2d(1, 2, 3)
+    assert not hasattr(nn, "LSTM")

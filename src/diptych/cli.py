@@ -170,9 +170,18 @@ def run_epoch(mode: str, run: Any, loader: DataLoader) -> float:
     """One pass over the data; the loss of its last step."""
     if mode == "scan":
         return float(dp.scan(run, loader)[0][-1])
-    for images, labels in loader:
+    for images, labels in progress(mode, loader):
         loss = run(dp.tensor(images), dp.tensor(labels))
     return float(loss)
+
+
+def progress(mode: str, loader: DataLoader) -> Any:
+    """The batches, with a bar where somebody watches."""
+    if not sys.stdout.isatty():
+        return loader
+    from rich.progress import track
+
+    return track(loader, f"  {mode:8}", len(loader), transient=True)
 
 
 def evaluate(model: nn.Module, test: ArrayDataset) -> float:

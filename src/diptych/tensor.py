@@ -320,11 +320,26 @@ class Tensor:
     def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         return reduce.reduce_min(self, axis, keepdims)  # type: ignore[no-any-return]
 
+    def prod(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.prod(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def any(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.reduce_any(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def all(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return reduce.reduce_all(self, axis, keepdims)  # type: ignore[no-any-return]
+
     def argmax(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         return reduce.argmax(self, axis, keepdims)  # type: ignore[no-any-return]
 
     def argmin(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         return reduce.argmin(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def clip(self, low: Any = None, high: Any = None) -> Tensor:
+        return elementwise.clip(self, low, high)  # type: ignore[no-any-return]
+
+    def abs(self) -> Tensor:
+        return functions.abs(self)  # type: ignore[no-any-return]
 
     def exp(self) -> Tensor:
         return functions.exp(self)  # type: ignore[no-any-return]

@@ -40,3 +40,9 @@ __all__ = [
     "functional",
     "init",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """A layer that is not there yet is an error that says what is."""
+    there = ", ".join(n for n in __all__ if n[0].isupper())
+    raise AttributeError(f"diptych.nn has no {name}; it has {there}, and Module for your own")

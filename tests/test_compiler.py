@@ -1,0 +1,133 @@
+"""What the compiler promises: what is fused, what is written in place, what is in memory."""
+
+import numpy as np
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import engine, nn, optim
+from diptych.compiler.pipeline import compile_graph
+from diptych.graph.node import Graph, Input
+from diptych.kernel import expr as k
+from diptych.runtime.code import host_target
+
+
+def recorded(call, *shapes):
+    """A graph of placeholders of these shapes."""
+    with dp.Program() as program:
+        places = [dp.data(f"x{n}", shape) for n, shape in enumerate(shapes)]
+        out = call(*places)
+    return Graph(tuple(f.node for f in program.feeds.values()), (out.node,))
+
+
+def compiled(graph, donated=None):
+    return compile_graph(graph, {}, donated or {}, host_target("x86-64-v3"))
+
+
+def folds(kernel):
+    return [e.attr[0] for e in k.walk([kernel.value]) if e.op == "fold"]
+
+
+def test_an_elementwise_chain_is_one_kernel_without_temporaries():
+    made = compiled(recorded(lambda x, y: dp.tanh(dp.exp(x * y + 1)) / (y - x), [8, 9], [9]))
+    assert len(made.kernels) == 1 and made.arena_bytes == 0
+
+
+def test_a_reduction_takes_what_it_reduces_inside():
+    made = compiled(recorded(lambda x: ((x - 1) * 2).astype("f64").sum(1), [8, 9]))
+    assert len(made.kernels) == 1 and folds(made.kernels[0]) == ["sum"]
+
+
+def test_a_contraction_has_prologue_and_epilogue():
+    def call(pixels, w, b):
+        return F.relu(dp.matmul(pixels / 255, w) + b)
+
+    made = compiled(recorded(call, [16, 64], [64, 32], [32]))
+    last = made.kernels[-1]
+    assert folds(last) == ["contract"] and last.value.op == "maximum"
+    assert len(made.kernels) <= 2  # the division may be computed once, ahead
+
+
+def article_step():
+    with dp.Program() as program:
+        x, y = dp.data("x", [16, 784]), dp.data("y", [16], "i64")
+        model = nn.Sequential(
+            nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)
+        )
+        loss = F.cross_entropy(model(x), y)
+        optim.SGD(program.parameters(), lr=0.1).minimize(loss)
+    inputs = [f.node for f in program.feeds.values()]
+    inputs += [n for _, n in program.state.values()]
+    updates = program.updates()
+    first = {id(n): len(program.feeds) + i for i, (_, n) in enumerate(program.state.values())}
+    inputs += [n for n, _ in program.live]
+    graph = Graph(tuple(inputs), (loss.node, *[new for *_, new in updates]))
+    return graph, {1 + i: first[id(old)] for i, (_, old, _) in enumerate(updates)}
+
+
+def test_an_sgd_update_is_the_epilogue_of_its_weight_gradient_and_in_place():
+    graph, donated = article_step()
+    made = compile_graph(graph, {}, donated, host_target("x86-64-v3"))
+    assert sorted(made.in_place) == [1, 2, 3, 4, 5, 6]
+    updates = [kernel for kernel in made.kernels if kernel.value.op == "fma"]
+    assert len(updates) == 6
+    for kernel in updates:
+        assert folds(kernel) in (["contract"], ["sum"])
+    for kernel in made.kernels:  # the gradient has no memory: what has its size is a packed copy
+        if kernel.out.kind == "temporary" and kernel.shape in ((100, 784), (100, 100)):
+            assert isinstance(kernel.node.op, Input)
+
+
+def test_what_is_computed_twice_is_computed_once_and_what_is_unused_not_at_all():
+    def call(x):
+        unused = dp.tanh(x)
+        assert unused.shape == (5,)
+        return dp.exp(x) + dp.exp(x)
+
+    made = compiled(recorded(call, [5]))
+    assert [kernel.node.op.name for kernel in made.kernels] == ["exp", "add"]
+
+
+def test_no_flag_and_no_function_that_llvm_could_fold():
+    graph, donated = article_step()
+    text = compile_graph(graph, {}, donated, host_target("x86-64-v3")).llvm
+    for word in (
+        "fast",
+        "reassoc",
+        "contract ",
+        "arcp",
+        "nnan",
+        "@llvm.exp",
+        "@llvm.log",
+        "reduce",
+    ):
+        assert word not in text, word
+    calls = {w.split("(")[0] for w in text.split() if w.startswith("@llvm.")}
+    allowed = (
+        "fma", "maximum", "minimum", "sqrt", "fabs", "floor", "ceil", "rint",  # exact floats
+        "smax", "smin", "masked", "x86.sse",  # integers, moves, modes
+    )  # fmt: skip
+    assert all(c.removeprefix("@llvm.").startswith(allowed) for c in calls), calls
+
+
+def test_the_arena_is_shared_by_values_that_do_not_live_together():
+    def call(x, w):
+        for _ in range(8):
+            x = dp.matmul(x, w)
+        return x
+
+    made = compiled(recorded(call, [64, 64], [64, 64]))
+    assert 0 < made.arena_bytes <= 3 * 64 * 64 * 4
+
+
+def test_a_broken_cache_file_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
+    graph = recorded(lambda x: x * 3 - 1, [7])
+    expected = engine.run_once(graph, [np.arange(7, dtype=np.float32)], "cpu")[0]
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert files
+    for damage in (b"", b"\x7fELF broken", None):
+        for file in files:
+            content = file.read_bytes()
+            file.write_bytes(content[: len(content) // 2] if damage is None else damage)
+        again = engine.run_once(graph, [np.arange(7, dtype=np.float32)], "cpu")[0]
+        assert again.tobytes() == expected.tobytes()
