@@ -13,10 +13,12 @@ from diptych.errors import (
     DtypeError,
     FeedError,
     FileFormatError,
+    GraphError,
     MissingFileError,
     ObservedWhileRecording,
     ShapeError,
     StartupError,
+    UnwritableFileError,
     ValueRangeError,
 )
 
@@ -270,3 +272,61 @@ def test_backward_twice_and_from_nothing():
 def test_bad_calls_are_errors_of_diptych(call):
     with pytest.raises(dp.DiptychError, match=r"\(test_errors\.py:\d+\)"):
         call(dp.tensor(X))
+
+
+def test_every_error_has_a_rule_the_facts_and_a_cure():
+    """Calls of the errors in the source: none leaves the cure out."""
+    import ast
+    from pathlib import Path
+
+    import diptych.errors
+
+    names = {n for n, v in vars(diptych.errors).items() if isinstance(v, type)} - {"InternalError"}
+    found = 0
+    for path in Path(dp.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                call = node.exc
+                if getattr(call.func, "id", "") in names:
+                    found += 1
+                    assert len(call.args) == 3, f"{path.name}:{node.lineno}"
+                    cure = call.args[2]
+                    empty = isinstance(cure, ast.Constant) and not cure.value
+                    assert not empty, f"{path.name}:{node.lineno}"
+    assert found > 100
+
+
+def test_assignment_to_a_part_and_masks_and_steps():
+    x = dp.tensor([1.0, 2.0])
+    with pytest.raises(GraphError) as caught:
+        line = following()
+        x[0] = 1
+    check(caught, line, "where")
+    with pytest.raises(DtypeError) as caught:
+        line = following()
+        x[x > 1]
+    check(caught, line, "mask")
+    for wrong in (lambda: x[::0], lambda: dp.arange(1, 5, 0)):
+        with pytest.raises(ShapeError, match="moves on"):
+            wrong()
+    with pytest.raises(DtypeError, match="300 is outside of u8"):
+        dp.tensor(np.array([250], np.uint8)) + 300
+
+
+def test_files_that_cannot_be_written_leave_what_was_there(tmp_path, monkeypatch):
+    model = nn.Linear(2, 2)
+    path = tmp_path / "weights.safetensors"
+    dp.save_state(model.state_dict(), path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UnwritableFileError) as caught:
+        line = following()
+        dp.save_state({"a": np.ones(9)}, path)
+    check(caught, line, "No space left", "unchanged")
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(UnwritableFileError, match="No such file"):
+        dp.save_state({"a": np.ones(9)}, tmp_path / "missing" / "x")

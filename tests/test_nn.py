@@ -1,5 +1,8 @@
 """Modules, initialisers, state dicts and optimizers."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -225,3 +228,33 @@ def test_a_layer_that_is_not_there_says_what_is():
     with pytest.raises(AttributeError, match=r"no Conv2d; it has .*Linear.* Module for your own"):
         nn.Conv2d(1, 2, 3)
     assert not hasattr(nn, "LSTM")
+
+
+def test_copies_and_pickles_of_models_are_their_own():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    twin = copy.deepcopy(model)
+    again = pickle.loads(pickle.dumps(model))
+    before = model.state_dict()["0.weight"].tobytes()
+    optimizer = optim.SGD(model.parameters(), lr=1.0)
+    model(np.ones((1, 3), np.float32)).sum().backward()
+    optimizer.step()
+    assert model.state_dict()["0.weight"].tobytes() != before
+    for other in (twin, again):
+        assert other.state_dict()["0.weight"].tobytes() == before
+        assert [p.trainable for p in other.parameters()] == [True, True]
+
+
+def test_layers_in_a_list_are_found():
+    class Deep(nn.Module):
+        def __init__(self):
+            self.layers = [nn.Linear(3, 3) for _ in range(2)]
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model = Deep()
+    names = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+    assert [n for n, _ in model.named_parameters()] == names
+    assert repr(model).splitlines()[1] == "  (layers.0): Linear(3 -> 3)"

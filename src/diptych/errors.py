@@ -4,6 +4,7 @@ DiptychError
   ShapeError  DtypeError  ValueRangeError       the program asks for something that has no meaning
   FeedError  StartupError  DeviceError          the run lacks something it needs
   FileFormatError  MissingFileError             a file is broken, or not there
+  UnwritableFileError                           a file could not be written
   MissingExtraError                             an optional dependency is not installed
   ObservedWhileRecording  FrozenValueError      a value was looked at inside a static program
   GraphError  RecompileError                    a graph is not well formed; a compile was forbidden
@@ -75,6 +76,10 @@ class FileFormatError(DiptychError, ValueError):
 
 class MissingFileError(DiptychError, FileNotFoundError):
     """A file that is needed is not there."""
+
+
+class UnwritableFileError(DiptychError, OSError):
+    """A file could not be written; what was there before is unchanged."""
 
 
 class MissingExtraError(DiptychError, ImportError):

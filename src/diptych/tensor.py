@@ -110,7 +110,9 @@ class Tensor:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise ShapeError("a tensor without axes has no length", f"{self.type}", "")
+            raise ShapeError(
+                "a tensor without axes has no length", f"{self.type}", ".item() gives its value"
+            )
         return int(self.shape[0])
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -198,6 +200,14 @@ class Tensor:
             for node in history:
                 if not node.leaf:
                     node.needs_grad, node.released = False, True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the value alone."""
+        if self.requires_grad and not self.node.leaf:
+            raise GraphError(
+                "a copy has no history", f"{self.type} depends on a parameter", ".detach() first"
+            )
+        return tensor, (np.array(self.numpy()), None, self.requires_grad)
 
     def detach(self) -> Tensor:
         """The value alone, without its history: a snapshot."""
@@ -292,6 +302,13 @@ class Tensor:
     def __getitem__(self, key: Any) -> Tensor:
         return indexing.take(self, key)  # type: ignore[no-any-return]
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise GraphError(
+            "the value of a tensor does not change",
+            f"assignment to a part of {self.type}",
+            "where(...), concat or scatter_add make a new tensor",
+        )
+
     @property
     def T(self) -> Tensor:
         return shape.transpose(self)  # type: ignore[no-any-return]
@@ -384,6 +401,9 @@ class Parameter(Tensor):
         node.owner = weakref.ref(self)
         self.node = node
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parameter, (np.array(self.numpy()), self.trainable, self.name)
+
     @property
     def trainable(self) -> bool:
         return self.node.needs_grad
@@ -446,12 +466,14 @@ def _ends(node: Node) -> bool:
 
 def _seed(panel: TensorRecorder, root: Node, grad: Any) -> Node:
     if grad is not None:
-        given = grad if isinstance(grad, Tensor) else panel.array(np.asarray(grad, np.float32))
+        given = grad
+        if not isinstance(grad, Tensor):
+            given = panel.array(np.array(grad, root.type.dtype.numpy))
         if given.type != root.type:
             raise ShapeError(
                 "the gradient given to backward has the type of the value",
                 f"{given.type} for {root.type}",
-                "",
+                "check its shape and dtype",
             )
         return panel.node_of(given)
     if root.type.size != 1:

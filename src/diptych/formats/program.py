@@ -31,6 +31,8 @@ Array = np.ndarray[Any, Any]
 FORMAT = "diptych program 1"
 LARGE = 256  # bytes of a constant above which it is stored beside the weights
 
+AGAIN = "write it again with dp.save"
+
 
 def save(
     program: Program,
@@ -136,7 +138,9 @@ def load(path: str | os.PathLike[str]) -> Program:
     try:
         stated = json.loads(metadata.get("diptych", "{}"))
         if stated.get("format") != FORMAT:
-            raise FileFormatError("a saved program says so in its metadata", f"not {FORMAT!r}")
+            raise FileFormatError(
+                "a saved program says so in its metadata", f"not {FORMAT!r}", AGAIN
+            )
         graph = parse_graph(stated["graph"], make_operator)
         inputs, weights, outputs = (
             [str(n) for n in stated[key]] for key in ("inputs", "weights", "outputs")
@@ -147,7 +151,7 @@ def load(path: str | os.PathLike[str]) -> Program:
         raise FileFormatError(
             "a saved program is a graph with its weights",
             f"{path} is damaged: {reason}",
-            "write it again with dp.save",
+            AGAIN,
         ) from problem
 
 
@@ -159,7 +163,9 @@ def _program(
     arrays: dict[str, Array],
 ) -> Program:
     if len(graph.inputs) != len(inputs) + len(weights) or len(outputs) != len(graph.outputs):
-        raise FileFormatError("a graph has its inputs, weights and outputs", "their numbers differ")
+        raise FileFormatError(
+            "a graph has its inputs, weights and outputs", "their numbers differ", AGAIN
+        )
     program = Program()
     for name, node in zip(inputs, graph.inputs, strict=False):
         program.feeds[name] = Feed(name, node)
@@ -167,7 +173,7 @@ def _program(
         for name, node in zip(weights, graph.inputs[len(inputs) :], strict=True):
             parameter = Parameter(arrays[name], name=name)
             if parameter.type != node.type:
-                raise FileFormatError("a weight has its type", f"{name}: {parameter.type}")
+                raise FileFormatError("a weight has its type", f"{name}: {parameter.type}", AGAIN)
             program.state[id(parameter)] = (parameter, node)
             program.present[id(parameter)] = node
     program.recorded = [n for n in walk(graph.outputs) if n.inputs]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from diptych.dtypes import Dimension, DType, TensorType, as_dtype, f32
-from diptych.errors import GraphError
+from diptych.errors import GraphError, InternalError
 from diptych.kernel.expr import Expr
 
 
@@ -78,16 +78,16 @@ class Leaf(Operator):
     """An operator without inputs whose value comes from outside, or is part of the graph."""
 
     def infer(self, *inputs: TensorType) -> TensorType:
-        raise GraphError(f"a leaf ({self.name}) is given its type when it is made")
+        raise InternalError(f"a leaf ({self.name}) is given its type when it is made")
 
     def reference(self, *inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        raise GraphError(f"a leaf ({self.name}) is not computed")
+        raise InternalError(f"a leaf ({self.name}) is not computed")
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         return []
 
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
-        raise GraphError(f"a leaf ({self.name}) is not lowered")
+        raise InternalError(f"a leaf ({self.name}) is not lowered")
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,11 @@ def print_value(value: Any) -> str:
         return "(" + ", ".join(print_value(v) for v in value) + ")"
     if isinstance(value, int | float | Dim):
         return repr(value)
-    raise GraphError("an attribute is a number, text or a tuple", f"{value!r}", "")
+    raise GraphError(
+        "an attribute is a number, text or a tuple",
+        f"{value!r}",
+        "make it one in the operator's class",
+    )
 
 
 # ---- parsing -------------------------------------------------------------------------------
@@ -89,7 +93,11 @@ class _Line:
         while at < len(text):
             found = _TOKEN.match(text, at)
             if found is None:
-                raise GraphError("a line of a graph is a call", f"{text[at:]!r} in {text!r}", "")
+                raise GraphError(
+                    "a line of a graph is a call",
+                    f"{text[at:]!r} in {text!r}",
+                    "compare with what print_graph writes",
+                )
             self.tokens.append((found.lastgroup or "", found.group(found.lastgroup or 0)))
             at = found.end()
         self.at = 0
@@ -101,7 +109,9 @@ class _Line:
         have = self.peek()
         if (kind and have[0] != kind) or (value and have[1] != value) or not have[0]:
             raise GraphError(
-                "a line of a graph is a call", f"{have[1]!r} instead of {value or kind!r}", ""
+                "a line of a graph is a call",
+                f"{have[1]!r} instead of {value or kind!r}",
+                "compare with what print_graph writes",
             )
         self.at += 1
         return have[1]
@@ -141,7 +151,11 @@ class _Line:
         if kind == "name":
             return Dim.symbol(text)
         if kind != "number":
-            raise GraphError("a value is a number, text or a tuple", repr(text), "")
+            raise GraphError(
+                "a value is a number, text or a tuple",
+                repr(text),
+                "compare with what print_graph writes",
+            )
         return int(text) if text.lstrip("-").isdigit() else float(text)
 
     def type(self) -> TensorType:
@@ -151,9 +165,13 @@ class _Line:
         while not self.skip("]"):
             dim = self.value()
             if not isinstance(dim, int | Dim) or isinstance(dim, bool):
-                raise GraphError("a size is a whole number or a symbol", repr(dim), "")
+                raise GraphError(
+                    "a size is a whole number or a symbol",
+                    repr(dim),
+                    "compare with what print_graph writes",
+                )
             if isinstance(dim, int) and dim < 0:
-                raise GraphError("a size is not negative", str(dim), "")
+                raise GraphError("a size is not negative", str(dim), "check the shape")
             dims.append(dim)
             self.skip(",")
         if name not in BY_NAME:
@@ -172,7 +190,11 @@ def parse_graph(text: str, make: Make) -> Graph:
         code, where = _split(line)
         name, node = _node(_Line(code), nodes, where, make)
         if name in nodes:
-            raise GraphError("a node has a number of its own", f"{name} twice", "")
+            raise GraphError(
+                "a node has a number of its own",
+                f"{name} twice",
+                "compare with what print_graph writes",
+            )
         nodes[name] = node
         if isinstance(node.op, Input):
             inputs.append(node)
@@ -214,7 +236,11 @@ def _node(line: _Line, nodes: Mapping[str, Node], where: Where, make: Make) -> t
         op = make(operator, attributes)
         _check(op, operands, type)
     if line.peek()[0]:
-        raise GraphError("a line of a graph is one call", f"{line.peek()[1]!r} after it", "")
+        raise GraphError(
+            "a line of a graph is one call",
+            f"{line.peek()[1]!r} after it",
+            "compare with what print_graph writes",
+        )
     return name, Node(op, tuple(operands), type, where, label=label)
 
 
@@ -222,7 +248,9 @@ def _operands(line: _Line, nodes: Mapping[str, Node]) -> Iterator[Node]:
     while line.peek()[0] == "node":
         name = line.take()
         if name not in nodes:
-            raise GraphError("a node is made before it is used", name, "")
+            raise GraphError(
+                "a node is made before it is used", name, "compare with what print_graph writes"
+            )
         yield nodes[name]
         line.skip(",")
 
@@ -232,12 +260,18 @@ def _bytes(line: _Line, type: TensorType) -> bytes:
     size = product(type.shape)
     if not isinstance(size, int) or len(digits) != 2 * size * type.dtype.bytes:
         raise GraphError(
-            "a constant has the bytes of its type", f"{type}: {len(digits)} digits", ""
+            "a constant has the bytes of its type",
+            f"{type}: {len(digits)} digits",
+            "compare with what print_graph writes",
         )
     try:
         return bytes.fromhex(digits)
     except ValueError as problem:
-        raise GraphError("the bytes of a constant are hexadecimal", digits[:40], "") from problem
+        raise GraphError(
+            "the bytes of a constant are hexadecimal",
+            digits[:40],
+            "compare with what print_graph writes",
+        ) from problem
 
 
 def _check(op: Operator, operands: list[Node], type: TensorType) -> None:
@@ -249,9 +283,11 @@ def _check(op: Operator, operands: list[Node], type: TensorType) -> None:
         raise GraphError(
             f"{op.name} takes other inputs or attributes",
             f"{op.name} of {[o.type for o in operands]}: {problem}",
-            "",
+            "compare with what print_graph writes",
         ) from problem
     if inferred != type:
         raise GraphError(
-            "a node has the type that its operator infers", f"{op.name}: {inferred}, not {type}", ""
+            "a node has the type that its operator infers",
+            f"{op.name}: {inferred}, not {type}",
+            "compare with what print_graph writes",
         )

@@ -43,7 +43,11 @@ def normal(shape: Sequence[int], mean: float = 0.0, std: float = 1.0) -> Array:
 def fans(shape: Sequence[int]) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight (out, in, ...)."""
     if len(shape) < 2:
-        raise ShapeError("a weight has two axes or more, (out, in, ...)", f"{tuple(shape)}", "")
+        raise ShapeError(
+            "a weight has two axes or more, (out, in, ...)",
+            f"{tuple(shape)}",
+            "initialise vectors with uniform or normal",
+        )
     receptive = math.prod(shape[2:])
     return shape[1] * receptive, shape[0] * receptive
 

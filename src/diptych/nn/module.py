@@ -13,8 +13,18 @@ from diptych.tensor import Parameter, Tensor
 Array = np.ndarray[Any, Any]
 
 
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """An attribute, or what is in a list: `layers.0`, `layers.1`."""
+    if isinstance(value, list | tuple):
+        for n, item in enumerate(value):
+            yield f"{name}.{n}", item
+    else:
+        yield name, value
+
+
 class Module:
-    """Parameters and modules assigned as attributes are found in the order of assignment."""
+    """Parameters and modules assigned as attributes, alone or in a list, are found in the order
+    of assignment."""
 
     training = True
 
@@ -30,8 +40,9 @@ class Module:
 
     def children(self) -> Iterator[tuple[str, Module]]:
         for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
+            for place, part in _parts(name, value):
+                if isinstance(part, Module):
+                    yield place, part
 
     def modules(self) -> Iterator[Module]:
         yield self
@@ -40,10 +51,11 @@ class Module:
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-            elif isinstance(value, Module):
-                yield from value.named_parameters(f"{prefix}{name}.")
+            for place, part in _parts(name, value):
+                if isinstance(part, Parameter):
+                    yield prefix + place, part
+                elif isinstance(part, Module):
+                    yield from part.named_parameters(f"{prefix}{place}.")
 
     def parameters(self) -> list[Parameter]:
         return list(dict.fromkeys(p for _, p in self.named_parameters()))

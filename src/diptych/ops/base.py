@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 
 from diptych.dtypes import Dimension, DType, TensorType, as_dtype, f32, i64, promote
-from diptych.errors import DtypeError, GraphError, ShapeError
+from diptych.errors import DtypeError, GraphError, InternalError, ShapeError
 from diptych.graph.node import Graph, Node, Operator, Source, input_node, walk
 from diptych.graph.record import GRAPH, current, recording
 from diptych.kernel.expr import Expr
@@ -36,16 +36,26 @@ def make_operator(name: str, attributes: Mapping[str, Any]) -> Operator:
     """The operator that the text form calls `name`, with these attributes."""
     found = ALL.get(name)
     if found is None:
-        raise GraphError("a graph is made of diptych's operators", f"unknown {name!r}", "")
+        raise GraphError(
+            "a graph is made of diptych's operators",
+            f"unknown {name!r}",
+            "a newer version may have written it",
+        )
     if isinstance(found, CompositeOperator):
         names = found.attribute_names
         if set(names) != set(attributes):
-            raise GraphError(f"{name} has the attributes {names}", f"{sorted(attributes)}", "")
+            raise GraphError(
+                f"{name} has the attributes {names}",
+                f"{sorted(attributes)}",
+                "a newer version may have written it",
+            )
         return Composite(found, tuple(attributes[n] for n in names))
     try:
         made: Operator = found(**attributes)
     except TypeError as problem:
-        raise GraphError(f"{name} has other attributes", str(problem), "") from problem
+        raise GraphError(
+            f"{name} has other attributes", str(problem), "a newer version may have written it"
+        ) from problem
     return made
 
 
@@ -63,7 +73,9 @@ def host_array(value: Any) -> np.ndarray[Any, Any]:
         array = np.asarray(value)
     except (ValueError, TypeError) as problem:
         raise ShapeError(
-            "nested lists become an array where all rows have one length", str(problem)[:90], ""
+            "nested lists become an array where all rows have one length",
+            str(problem)[:90],
+            "pad the rows to one length",
         ) from problem
     as_dtype(array.dtype)
     return array
@@ -86,6 +98,14 @@ def operand(value: Any, dtype: DType | None = None) -> Handle:
 
 def weak_dtype(value: float, other: DType, what: str) -> DType:
     """The dtype of a Python number beside a tensor: the tensor's, where its kind can hold it."""
+    if other.is_integer and isinstance(value, int) and not isinstance(value, bool):
+        limits = np.iinfo(other.numpy)
+        if not limits.min <= value <= limits.max:
+            raise DtypeError(
+                f"{what} with a Python number keeps the tensor's dtype",
+                f"{value} is outside of {other}",
+                "convert the tensor with .astype first",
+            )
     if isinstance(value, bool):
         return other
     if isinstance(value, float) and not other.is_float:
@@ -155,15 +175,15 @@ class Composite(Operator):
         return self.operator.gradient is not None or self.body(*inputs).outputs[0].needs_grad
 
     def reference(self, *inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        raise GraphError(f"{self.name} runs as its primitives; inline it first")
+        raise InternalError(f"{self.name} runs as its primitives; inline it first")
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         if self.operator.gradient is None:
-            raise GraphError(f"{self.name} has the gradient of its body; inline it first")
+            raise InternalError(f"{self.name} has the gradient of its body; inline it first")
         return self.operator.gradient(g, node, *self.values)  # type: ignore[no-any-return]
 
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
-        raise GraphError(f"{self.name} lowers as its primitives; inline it first")
+        raise InternalError(f"{self.name} lowers as its primitives; inline it first")
 
 
 class CompositeOperator:

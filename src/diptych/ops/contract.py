@@ -59,7 +59,7 @@ class Contract(Operator):
             raise ShapeError(
                 "contract lists every letter once, in its result or among those it sums over",
                 f"{self.left},{self.right}->{self.out} over {self.over} of {a} and {b}",
-                "",
+                "e.g. contract(x, w, 'mk,kn->mn')",
             )
         return a.with_shape(sizes[letter] for letter in self.out)
 

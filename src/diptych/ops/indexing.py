@@ -34,7 +34,11 @@ class Gather(Operator):
         x, index = inputs
         _need_integer(index, "gather")
         if x.rank == 0:
-            raise ShapeError("gather reads along the first axis", f"{x} has none", "")
+            raise ShapeError(
+                "gather reads along the first axis",
+                f"{x} has none",
+                "give it an axis with x.reshape(1)",
+            )
         return x.with_shape((*index.shape, *x.shape[1:]))
 
     def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:
@@ -70,7 +74,7 @@ class ScatterAdd(Operator):
             raise ShapeError(
                 "scatter_add takes one row of the result per position",
                 f"index {index}, update {update}, result {list(self.shape)}",
-                "",
+                "check the shapes of index and update",
             )
         return update.with_shape(self.shape)
 
@@ -148,6 +152,8 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Ha
 
     if stop is None:
         start, stop = 0, start
+    if step == 0:
+        raise ShapeError("arange moves on", f"step {step}", "a step above or below 0")
     numbers = (start, stop, step)
     if any(isinstance(v, float) for v in numbers):
         size = max(0, int(np.ceil((stop - start) / step)))
@@ -198,6 +204,12 @@ def take(x: Any, key: Any) -> Handle:
                     "indexing takes an index tensor on one axis", f"{x.type}", "use gather"
                 )
             tensor = (len(shape), operand(part))
+            if tensor[1].type.dtype.name == "bool":
+                raise DtypeError(
+                    "an index tensor holds positions; how many a mask selects is not known",
+                    f"{tensor[1].type} as an index of {x.type}",
+                    "where(mask, x, 0) keeps the shape",
+                )
             start, count, step = 0, size, 1
             shape.append(count)
         starts.append(start)
@@ -229,7 +241,11 @@ def _without_ellipsis(parts: list[Any], t: TensorType) -> list[Any]:
 def _position(n: int, size: Dimension, t: TensorType) -> int:
     if isinstance(size, Dim):
         if n < 0:
-            raise ShapeError("an index from the end of a symbolic axis", f"{n} of {t}", "")
+            raise ShapeError(
+                "an index from the end of a symbolic axis",
+                f"{n} of {t}",
+                "count from the front, or give the axis a size",
+            )
         return n
     if not -size <= n < size:
         raise ShapeError(
@@ -242,6 +258,12 @@ def _slice(part: slice, size: Dimension) -> tuple[int, Dimension, int]:
     if isinstance(size, Dim):
         if part == slice(None):
             return 0, size, 1
-        raise ShapeError("a slice of a symbolic axis takes all of it", f"{part} of {size}", "")
+        raise ShapeError(
+            "a slice of a symbolic axis takes all of it",
+            f"{part} of {size}",
+            "give the axis a size, or slice outside of the program",
+        )
+    if part.step == 0:
+        raise ShapeError("a slice moves on", "a step of 0", "a step above or below 0")
     start, stop, step = part.indices(size)
     return start, len(range(start, stop, step)), step

@@ -29,9 +29,13 @@ class PickLabel(Operator):
     def infer(self, *inputs: TensorType) -> TensorType:
         x, label = inputs
         if x.rank != 2 or label.rank != 1 or x.shape[0] != label.shape[0]:
-            raise ShapeError("pick_label takes (n, c) and (n,)", f"{x} and {label}", "")
+            raise ShapeError(
+                "pick_label takes (n, c) and (n,)",
+                f"{x} and {label}",
+                "flatten the labels with .reshape(-1)",
+            )
         if not label.dtype.is_integer:
-            raise DtypeError("pick_label takes integer labels", f"{label}", "")
+            raise DtypeError("pick_label takes integer labels", f"{label}", "use .astype('i64')")
         return x.with_shape(x.shape[:1])
 
     def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:

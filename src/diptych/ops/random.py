@@ -118,7 +118,7 @@ class Uniform(Operator):
 def _shape(shape: Any) -> tuple[Dimension, ...]:
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     if any(isinstance(d, int) and d < 0 for d in sizes):
-        raise ShapeError("a size is not negative", f"{list(sizes)}", "")
+        raise ShapeError("a size is not negative", f"{list(sizes)}", "check the shape")
     return sizes
 
 

@@ -46,7 +46,11 @@ class Reduction(Operator):
     def infer(self, *inputs: TensorType) -> TensorType:
         (x,) = inputs
         if list(self.axes) != sorted(set(self.axes)) or not set(self.axes) <= set(range(x.rank)):
-            raise ShapeError("a reduction names axes in ascending order", f"{self.axes} of {x}", "")
+            raise ShapeError(
+                "a reduction names axes in ascending order",
+                f"{self.axes} of {x}",
+                "sum(x, axis=(0, 1)) sorts them",
+            )
         return TensorType(
             tuple(d for n, d in enumerate(x.shape) if n not in self.axes), self.result(x)
         )
@@ -145,7 +149,9 @@ class Extreme(Reduction):
         (x,) = inputs
         if any(x.shape[a] == 0 for a in self.axes):
             raise ShapeError(
-                f"{self.name} of no elements has no value", f"{x} over {self.axes}", ""
+                f"{self.name} of no elements has no value",
+                f"{x} over {self.axes}",
+                "check that the axis is not empty",
             )
         return super().infer(x)
 
@@ -208,7 +214,11 @@ class ArgExtreme(Reduction):
     def infer(self, *inputs: TensorType) -> TensorType:
         (x,) = inputs
         if any(x.shape[a] == 0 for a in self.axes):
-            raise ShapeError(f"{self.name} of no elements has no value", f"{x}", "")
+            raise ShapeError(
+                f"{self.name} of no elements has no value",
+                f"{x}",
+                "check that the axis is not empty",
+            )
         return super().infer(x)
 
     def result(self, x: TensorType) -> Any:
@@ -349,7 +359,9 @@ class Size(Operator):
 
     def infer(self, *inputs: TensorType) -> TensorType:
         if not set(self.axes) <= set(range(inputs[0].rank)):
-            raise ShapeError("size names axes of its input", f"{self.axes} of {inputs[0]}", "")
+            raise ShapeError(
+                "size names axes of its input", f"{self.axes} of {inputs[0]}", "check the rank"
+            )
         return TensorType((), BY_NAME[self.dtype])
 
     def reference(self, *inputs: Array) -> Array:
@@ -373,5 +385,9 @@ def size_of(n: Dimension, x: Handle) -> Handle:
         every = tuple(range(x.type.rank))
         if product(x.type.shape) == n:
             return record(Size(every, x.type.dtype.name), x)
-        raise ShapeError("a mean over several axes of symbolic size", f"{x.type}", "")
+        raise ShapeError(
+            "a mean over several axes of symbolic size",
+            f"{x.type}",
+            "take the mean over one axis after the other",
+        )
     return operand(float(n), x.type.dtype)

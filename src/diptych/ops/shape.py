@@ -206,7 +206,7 @@ def _inside(
             raise ShapeError(
                 f"{what} stays inside the axis",
                 f"{size} positions from {start} in steps of {step} in a size of {extent}",
-                "",
+                "check the start, the size and the step",
             )
 
 
@@ -377,7 +377,9 @@ def concat(tensors: Sequence[Any], axis: int = 0) -> Handle:
     """Tensors one after another along an axis: (2, 3), (1, 3) -> (3, 3)."""
     handles = [operand(t) for t in tensors]
     if not handles:
-        raise ShapeError("concat needs at least one tensor", "an empty list", "")
+        raise ShapeError(
+            "concat needs at least one tensor", "an empty list", "pass a list of tensors"
+        )
     dtype = handles[0].type.dtype
     for h in handles[1:]:
         dtype = promote(dtype, h.type.dtype, "concat")
@@ -389,7 +391,9 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Handle:
     """Tensors of one shape along a new axis: two of (3,) -> (2, 3)."""
     handles = [operand(t) for t in tensors]
     if not handles:
-        raise ShapeError("stack needs at least one tensor", "an empty list", "")
+        raise ShapeError(
+            "stack needs at least one tensor", "an empty list", "pass a list of tensors"
+        )
     axis = normal_axis(axis, handles[0].type.rank + 1, "stack")
     return concat([expand_dims(h, axis) for h in handles], axis)
 
@@ -409,7 +413,11 @@ def squeeze(x: Any, axis: int | None = None) -> Handle:
         return reshape(x, tuple(d for d in shape if d != 1))
     axis = normal_axis(axis, len(shape), "squeeze")
     if shape[axis] != 1:
-        raise ShapeError("squeeze removes an axis of size 1", f"axis {axis} of {x.type}", "")
+        raise ShapeError(
+            "squeeze removes an axis of size 1",
+            f"axis {axis} of {x.type}",
+            "check the shape, or use reshape",
+        )
     return reshape(x, shape[:axis] + shape[axis + 1 :])
 
 

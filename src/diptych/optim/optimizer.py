@@ -27,8 +27,10 @@ class Optimizer(ABC):
             raise DiptychError(
                 "an optimizer needs parameters", "an empty list", "pass model.parameters()"
             )
-        if not lr >= 0:
-            raise DiptychError("a learning rate is not negative", f"{lr}", "e.g. lr=0.1")
+        if not isinstance(lr, int | float) or not lr >= 0:
+            raise DiptychError(
+                "a learning rate is a number, and not negative", f"{lr!r}", "e.g. lr=0.1"
+            )
 
     @abstractmethod
     def update(self, parameter: Parameter, grad: Tensor) -> None:

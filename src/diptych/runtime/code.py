@@ -102,6 +102,7 @@ def _read(path: Path) -> bytes | None:
 def _write(path: Path, body: bytes) -> None:
     """A cache that cannot be written (no rights, disk full) only costs time."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, MAGIC + hashlib.sha256(body).digest() + body)
     except OSError:
         return

@@ -262,5 +262,7 @@ def compile(function: Function | None = None, *, check: int = 0) -> Any:
     if function is None:
         return lambda f: Compiled(f, check)
     if not callable(function):
-        raise DiptychError("compile takes a function", f"{type(function).__name__}", "")
+        raise DiptychError(
+            "compile takes a function", f"{type(function).__name__}", "@dp.compile above a def"
+        )
     return Compiled(function, check)

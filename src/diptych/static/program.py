@@ -234,7 +234,9 @@ class Program(TensorRecorder):
         if isinstance(item, Tensor | Node):
             node = self.node_of(item) if self._mine(item) else item.node  # type: ignore[union-attr]
             return self.moved.get(id(node), node)
-        raise FeedError("a fetch is a tensor or a name", f"{type(item).__name__}", "")
+        raise FeedError(
+            "a fetch is a tensor or a name", f"{type(item).__name__}", "fetch=[loss, 'linear']"
+        )
 
     def _mine(self, item: Tensor | Node) -> bool:
         """Whether `node_of` answers for a handle: not one recorded before this was cloned."""
