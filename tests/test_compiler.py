@@ -1,5 +1,10 @@
 """What the compiler promises: what is fused, what is written in place, what is in memory."""
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 
 import diptych as dp
@@ -131,3 +136,28 @@ def test_a_broken_cache_file_is_made_anew(tmp_path, monkeypatch):
             file.write_bytes(content[: len(content) // 2] if damage is None else damage)
         again = engine.run_once(graph, [np.arange(7, dtype=np.float32)], "cpu")[0]
         assert again.tobytes() == expected.tobytes()
+
+
+PROCESS = """
+import sys, numpy as np, diptych as dp
+x = dp.tensor(np.arange(12, dtype=np.float32).reshape(3, 4))
+print(*[(dp.exp(x * n) @ x.T).numpy().tobytes().hex() for n in range(6)])
+"""
+
+
+def test_processes_that_share_an_empty_cache_agree_also_when_one_is_killed(tmp_path):
+    env = {**os.environ, "DIPTYCH_CACHE": str(tmp_path)}
+
+    def begin():
+        command = [sys.executable, "-c", PROCESS]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True)
+
+    killed, *others = [begin() for _ in range(3)]
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.rglob("*.o")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    killed.kill()
+    killed.communicate()
+    outputs = {p.communicate(timeout=100)[0] for p in others}
+    assert len(outputs) == 1 and all(p.returncode == 0 for p in others)
+    assert begin().communicate(timeout=100)[0] in outputs
