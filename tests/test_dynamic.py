@@ -1,5 +1,7 @@
 """The dynamic panel: deferral is invisible except to the clock, and its cost does not wander."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -278,3 +280,50 @@ def test_one_row_of_a_batch_has_the_bits_it_has_alone():
         for n in range(16):
             alone = F.softmax(model(dp.tensor(batch[n : n + 1]))).numpy()
             assert alone.tobytes() == whole[n : n + 1].tobytes()
+
+
+DEBUGGED = """\
+import numpy as np, diptych as dp
+from diptych import nn, optim
+dp.manual_seed(0)
+layer = nn.Linear(3, 1)
+optimizer = optim.SGD(layer.parameters(), lr=0.5)
+before = layer.bias
+score = layer(np.ones((1, 3), np.float32))
+loss = (score * score).sum()
+loss.backward()
+optimizer.step()
+optimizer.zero_grad()
+after = layer(np.ones((1, 3), np.float32)) * 2
+"""
+LOOKS = {
+    7: ["layer.bias"], 8: ["score"], 9: ["loss", "score"], 10: ["layer.bias.grad", "layer.bias"],
+    11: ["layer.bias", "layer.bias.grad"], 12: ["layer.bias", "layer.bias.grad", "loss"],
+}  # fmt: skip
+
+
+def test_a_debugger_sees_the_values_of_the_written_order(tmp_path):
+    """What pdb prints before each line is what an eager run prints there."""
+    script = tmp_path / "script.py"
+    script.write_text(DEBUGGED)
+    commands = []
+    for line in range(1, len(DEBUGGED.splitlines()) + 1):
+        commands += [f"p 'SEEN', {line}, {what}" for what in LOOKS.get(line, [])] + ["n"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pdb", str(script)],
+        input="\n".join([*commands, "p 'SEEN', 13, after", "q", ""]), text=True,
+        capture_output=True, timeout=100,
+    )  # fmt: skip
+    seen = [line.removeprefix("(Pdb) ") for line in done.stdout.splitlines() if "'SEEN'" in line]
+    expected, lines = [], DEBUGGED.splitlines()
+    namespace = {}
+    dp.set_eager(True)
+    try:
+        for number, line in enumerate(lines, 1):
+            for what in LOOKS.get(number, []):
+                expected.append(repr(("SEEN", number, eval(what, namespace))))
+            exec(line, namespace)
+        expected.append(repr(("SEEN", 13, namespace["after"])))
+    finally:
+        dp.set_eager(False)
+    assert seen == expected and len(seen) == 12
