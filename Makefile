@@ -15,8 +15,8 @@ test: .venv/ready
 	$(BIN)/python -m pytest -q
 
 check: .venv/ready
-	$(BIN)/ruff format --check src tests scripts benchmarks docs
-	$(BIN)/ruff check src tests scripts benchmarks docs
+	$(BIN)/ruff format --check src tests scripts benchmarks docs examples
+	$(BIN)/ruff check src tests scripts benchmarks docs examples
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 

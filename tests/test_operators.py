@@ -57,7 +57,8 @@ def test_static_has_the_bits_of_dynamic(case):
 
 def test_every_operator_has_a_case():
     covered = {name for case in CASES for name in [case.name, *case.covers]}
-    assert set(ALL) - covered <= MADE_BY_RULES
+    ours = {n for n, made in ALL.items() if made.__module__.startswith("diptych.ops.")}
+    assert ours - covered <= MADE_BY_RULES
 
 
 def weighted(case, tensors):

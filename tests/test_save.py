@@ -178,3 +178,30 @@ def test_a_model_built_outside_a_program_keeps_its_weights_unless_startup_runs()
     executor.run(program.startup)
     executor.run(program, {"x": np.ones((1, 3), np.float32)}, [out])
     assert model.weight.numpy().tobytes() == before
+
+
+def test_operators_of_other_authors_are_saved_as_what_they_are_made_of(tmp_path):
+    from diptych.ops.base import ALL
+
+    @dp.operator
+    def swish_of_tests(x, *, beta=1.0):
+        """x * sigmoid(beta * x)."""
+        return dp.multiply(x, dp.sigmoid(dp.multiply(x, beta)))
+
+    try:
+        with dp.Program() as program:
+            x = dp.data("x", [None, 3])
+            y = swish_of_tests(x, beta=2.0)
+        assert y.node.op.name == "swish_of_tests"
+        dp.save(program, tmp_path / "p", ["x"], [y])
+    finally:
+        del ALL["swish_of_tests"]
+    value = np.array([[0.5, -1.0, 2.0]], np.float32)
+    (found,) = dp.load(tmp_path / "p").run({"x": value})
+    x = dp.tensor(value)
+    assert found.tobytes() == (x * dp.sigmoid(x * 2.0)).numpy().tobytes()
+    with pytest.raises(dp.DiptychError, match="name of its own"):
+
+        @dp.operator
+        def relu(x):
+            return x

@@ -18,6 +18,7 @@ from diptych import engine, nn, optim
 from diptych.data import ArrayDataset, DataLoader, digits, mnist
 from diptych.data.images import read_digit
 from diptych.errors import DiptychError
+from diptych.fluid.run import main as run_fluid
 from diptych.runtime.files import write_whole
 
 MODES = {
@@ -48,6 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     show.add_argument("model", type=Path, metavar="MODEL")
     show.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     show.set_defaults(run=run_predict)
+    commands.add_parser("fluid", add_help=False, help="run a script written for paddle.fluid 1.8")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["fluid"]:
+        return run_fluid(arguments[1:])
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)

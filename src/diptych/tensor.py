@@ -377,23 +377,32 @@ class Tensor:
 class Parameter(Tensor):
     """A tensor that a program may assign: its handle stays, its value is re-bound.
 
-    Its memory order has the first axis innermost where it is a matrix, which is what a product
-    with a batch reads without packing; `numpy()` shows the usual axes.
+    Memory holds a matrix with its first axis innermost, for that is what a product of a batch
+    with a weight (out, in) reads without packing; `order="C"` is for a weight (in, out).
+    `numpy()` shows the usual axes.
     """
 
-    __slots__ = ("name",)
+    __slots__ = ("name", "order")
 
-    def __init__(self, value: Any, trainable: bool = True, name: str = "") -> None:
+    def __init__(
+        self, value: Any, trainable: bool = True, name: str = "", order: str = "F"
+    ) -> None:
         array = host_array(value)
-        axes = tuple(range(array.ndim))[::-1] if array.ndim == 2 else None
-        own = empty(array.shape, as_dtype(array.dtype).numpy, axes)
-        own[...] = array
+        self.order = order
+        own = self.memory(array)
         node = input_node(TensorType(array.shape, as_dtype(array.dtype)), name)
         node.value = own
         super().__init__(node, default_panel())
         self.name = name
         self.bind(node, trainable and node.type.dtype.is_float)
         current_panel().created(self)
+
+    def memory(self, value: Array) -> Array:
+        """A copy in the memory order of this parameter."""
+        axes = (1, 0) if value.ndim == 2 and self.order == "F" else None
+        own = empty(value.shape, as_dtype(value.dtype).numpy, axes)
+        own[...] = value
+        return own
 
     def bind(self, node: Node, trainable: bool) -> None:
         """Take a node as the present value."""
@@ -402,7 +411,7 @@ class Parameter(Tensor):
         self.node = node
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Parameter, (np.array(self.numpy()), self.trainable, self.name)
+        return Parameter, (np.array(self.numpy()), self.trainable, self.name, self.order)
 
     @property
     def trainable(self) -> bool:

@@ -21,7 +21,7 @@ from diptych.graph.node import Constant, Graph, Node, input_node, walk
 from diptych.graph.record import recording
 from diptych.graph.rewrite import rebuilt
 from diptych.graph.text import parse_graph, print_graph
-from diptych.ops.base import make_operator
+from diptych.ops.base import make_operator, without_foreign
 from diptych.runtime.files import write_whole
 from diptych.static.executor import Feed
 from diptych.static.program import Program
@@ -97,7 +97,7 @@ def prune(
             name = _unique("constant", {*weights, *names})
             weights[name] = np.array(node.op.array(node.type))
             places[id(node)] = input_node(node.type, name, node.where)
-    graph = Graph((*feeds, *places.values()), tuple(rebuilt(roots, places)))
+    graph = Graph((*feeds, *places.values()), tuple(rebuilt(without_foreign(roots), places)))
     labels = [r.label or f"output_{n}" for n, r in enumerate(roots)]
     return Pruned(graph, names, weights, labels)
 

@@ -202,7 +202,19 @@ class CompositeOperator:
         self.gradient: Callable[..., Any] | None = None
         self._bodies: dict[Any, Graph] = {}
         self._positions: dict[Any, list[tuple[int, Dimension, str]]] = {}
+        taken = ALL.get(self.name)
+        if taken is not None and taken.__module__ != function.__module__:
+            raise GraphError(
+                "an operator has a name of its own",
+                f"{self.name!r} is there already, from {taken.__module__}",
+                "give the function another name",
+            )
         ALL[self.name] = self
+
+    @property
+    def own(self) -> bool:
+        """Whether it is part of diptych, so that every diptych knows it by its name."""
+        return self.function.__module__.startswith("diptych.ops.")
 
     def with_gradient(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """State a gradient: rule(g, node, *attributes) -> one cotangent per input."""
@@ -247,7 +259,34 @@ class CompositeOperator:
 
 
 def composite(function: Callable[..., Handle]) -> CompositeOperator:
+    """An operator made of others: recorded, drawn and saved under the function's own name.
+
+    Positional parameters are tensors, keyword-only ones are attributes. Its gradient follows from
+    its body unless one is stated: `@f.with_gradient def rule(g, node, *attributes)` gives the
+    cotangents of `node.inputs` (None where nothing flows) from g, that of the result.
+    """
     return CompositeOperator(function)
+
+
+def without_foreign(roots: Sequence[Node]) -> list[Node]:
+    """The roots with operators of other authors replaced by what they are made of."""
+    while True:
+        new: dict[int, Node] = {}
+        found = False
+        for node in walk(roots):
+            inputs = [new[id(i)] for i in node.inputs]
+            if isinstance(node.op, Composite) and not node.op.operator.own:
+                new[id(node)], found = inline(node, inputs), True
+                new[id(node)].label = node.label
+            elif all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
+                new[id(node)] = node
+            else:
+                new[id(node)] = Node(
+                    node.op, tuple(inputs), node.type, node.where, label=node.label
+                )
+        if not found:
+            return list(roots)
+        roots = [new[id(r)] for r in roots]
 
 
 def inline(node: Node, inputs: Sequence[Node]) -> Node:

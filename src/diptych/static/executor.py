@@ -133,15 +133,9 @@ class Trace:
 
 def _set_value(parameter: Parameter, value: Array) -> None:
     node = parameter.node
-    array = engine.empty(value.shape, node.type.dtype.numpy, _axes(value))
-    array[...] = value
     fresh = input_node(node.type, node.label)
-    fresh.value = array
+    fresh.value = parameter.memory(np.asarray(value, node.type.dtype.numpy))
     parameter.bind(fresh, node.needs_grad)
-
-
-def _axes(value: Array) -> tuple[int, ...] | None:
-    return tuple(range(value.ndim))[::-1] if value.ndim == 2 else None
 
 
 class Plan:
