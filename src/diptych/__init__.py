@@ -79,6 +79,7 @@ from diptych.runtime.threads import set_threads, threads
 from diptych.static import Executor, Program, compile, scan
 from diptych.static import data as placeholder
 from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
+from diptych.view import Drawing, draw
 
 
 class _DataModule(_ModuleType):
@@ -94,6 +95,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PANEL",
     "DiptychError",
+    "Drawing",
     "Executor",
     "Parameter",
     "Program",
@@ -117,6 +119,7 @@ __all__ = [
     "cos",
     "data",
     "divide",
+    "draw",
     "equal",
     "erf",
     "exp",

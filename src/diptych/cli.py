@@ -49,6 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     show.add_argument("model", type=Path, metavar="MODEL")
     show.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     show.set_defaults(run=run_predict)
+    picture = commands.add_parser("draw", help="draw a graph as SVG")
+    picture.add_argument("what", help="sum (y = 2a + 3b), network (the article's), or a file")
+    picture.add_argument("--style", choices=["operators", "data"], default="operators",
+                         help="data: a box is data, an arrow an operation")  # fmt: skip
+    picture.add_argument("--out", type=Path, help="the SVG file; by default WHAT.svg")
+    picture.set_defaults(run=run_draw)
     commands.add_parser("fluid", add_help=False, help="run a script written for paddle.fluid 1.8")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["fluid"]:
@@ -150,6 +156,39 @@ def save_model(model: nn.Module, features: int, path: Path) -> None:
         pixels = dp.placeholder("pixels", [None, features])
         probabilities = F.softmax(model(pixels))
     dp.save(program, path, ["pixels"], [probabilities])
+
+
+def run_draw(options: argparse.Namespace) -> int:
+    """Write the drawing of an example or of a saved program."""
+    if options.what == "sum":
+        a, b = (dp.tensor(n, requires_grad=True) for n in (3.0, 4.0))
+        y = 2 * a + 3 * b
+        drawing = dp.draw(y, style=options.style, names={"a": a, "b": b, "y": y})
+    elif options.what == "network":
+        drawing = draw_network(options.style)
+    else:
+        drawing = dp.draw(dp.load(options.what), style=options.style)
+    out = options.out or Path(f"{Path(options.what).stem}.svg")
+    drawing.save(out)
+    print(f"wrote {out}")
+    return 0
+
+
+def draw_network(style: str) -> dp.Drawing:
+    """The article's network on 16 of the bundled digits, with its partial derivatives."""
+    dp.manual_seed(0)
+    with dp.Program() as program:
+        image, label = dp.placeholder("image", [None, 64]), dp.placeholder("label", [None], "i64")
+        model = nn.Sequential(
+            nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)
+        )
+        scores = model(image)
+        loss = F.cross_entropy(scores, label)
+    dp.Executor().run(program.startup)
+    images, labels = digits("test").batch(slice(0, 16))
+    names = {"image": image, "label": label, "scores": scores, "loss": loss}
+    names.update((n, p) for n, p in model.named_parameters())
+    return dp.draw(loss, {"image": images, "label": labels}, style, names)
 
 
 def run_predict(options: argparse.Namespace) -> int:
