@@ -82,3 +82,21 @@ def test_public_names_are_documented():
         value = getattr(dp, name)
         if callable(value) or isinstance(value, type(sys)):
             assert value.__doc__, name
+
+
+def test_the_comparison_is_built_from_nothing(tmp_path, monkeypatch):
+    """On the bundled digits; the page in docs/ is built on MNIST by the same script."""
+    script = ROOT / "docs" / "comparison.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--out", str(tmp_path)])
+    monkeypatch.setenv("PYTHONPATH", str(Path(dp.__file__).parent.parent))
+    runpy.run_path(str(script), run_name="__main__")
+    for name in ("comparison.md", "comparison.zh-CN.md"):
+        built, kept = ((d / name).read_text(encoding="utf-8") for d in (tmp_path, ROOT / "docs"))
+        assert "{" not in re.sub(FENCE, "", built)
+        assert [b[1] for b in blocks(tmp_path / name)] == [
+            b[1] for b in blocks(ROOT / "docs" / name)
+        ]
+        assert len(built.splitlines()) == len(kept.splitlines())
+    for figure in ("sum-data", "sum-operators", "network-data", "network-operators"):
+        drawn = (tmp_path / "figures" / f"{figure}.svg").read_text()
+        assert drawn == (ROOT / "docs" / "figures" / f"{figure}.svg").read_text(), figure
