@@ -7,10 +7,15 @@ position, starting from the first (rule 6 of docs/numerics.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from diptych.dtypes import TensorType
 from diptych.errors import InternalError
-from diptych.graph.node import Node, walk
+from diptych.graph.node import Graph, Node, constant_node, input_node, walk
 from diptych.graph.record import origin
+from diptych.graph.rewrite import rebuilt
 from diptych.ops import base
 from diptych.ops.base import Composite
 from diptych.ops.elementwise import add
@@ -80,3 +85,81 @@ def _accumulate(cotangent: dict[int, Node], node: Node, part: Node) -> None:
     else:
         with origin(node.where):
             cotangent[id(node)] = add(before, part)
+
+
+# ---- gradients that recur ------------------------------------------------------------------
+
+
+class Derivative(Composite):
+    """One gradient of a piece of graph, as an operator on what the piece reads."""
+
+    def __init__(self, graph: Graph) -> None:
+        object.__setattr__(self, "graph", graph)
+        object.__setattr__(self, "name", "gradient")
+
+    graph: Graph
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def body(self, *inputs: TensorType) -> Graph:
+        return self.graph
+
+    def attributes(self) -> dict[str, Any]:
+        return {}
+
+    def positions(self, *inputs: TensorType) -> list[Any]:
+        return []  # the piece itself checks them
+
+
+class Recurring:
+    """The gradients of pieces of graph that have been differentiated before, by structure.
+
+    A training loop differentiates the same structure at every step. The first time it is
+    transformed; from then on its gradients are recorded as one node each, which the compiler takes
+    apart, when it sees them for the first time, to the nodes that the transformation made.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[Any, tuple[list[int], list[Derivative | None]]] = {}
+
+    def gradients(self, order: Sequence[Node], leaves: Sequence[Node], where: Any) -> list[Any]:
+        """The gradient nodes of the last of `order`, one number, for its leaves; `order` is its
+        history, ends included."""
+        number: dict[int, int] = {}
+        parts: list[Any] = []
+        for n, node in enumerate(order):
+            number[id(node)] = n
+            if node.leaf or not node.needs_grad:
+                parts.append((node.type, node.leaf, node.needs_grad))
+            else:
+                parts.append((node.op, node.value is None, *[number[id(i)] for i in node.inputs]))
+        key = tuple(parts)
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = self._made(order, leaves)
+        inputs = tuple([order[n] for n in found[0]])
+        return [
+            None if op is None else Node(op, inputs, leaf.type, where)
+            for op, leaf in zip(found[1], leaves, strict=True)
+        ]
+
+    def _made(
+        self, order: Sequence[Node], leaves: Sequence[Node]
+    ) -> tuple[list[int], list[Derivative | None]]:
+        root = order[-1]
+        ones = np.ones(root.type.shape)  # type: ignore[type-var]
+        seed = constant_node(ones, root.type.dtype, root.where)
+        found = gradients([root], [seed], leaves)
+        read = [
+            n for n, node in enumerate(order)
+            if node.leaf or not node.needs_grad or node.value is not None
+        ]  # fmt: skip
+        places = {id(order[n]): input_node(order[n].type, "", order[n].where) for n in read}
+        made: list[Derivative | None] = []
+        for grad in found:
+            if grad is None:
+                made.append(None)
+            else:
+                (out,) = rebuilt([grad], places)
+                made.append(Derivative(Graph(tuple(places.values()), (out,))))
+        return read, made

@@ -6,12 +6,13 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from diptych import config, engine, interpret
+from diptych.autodiff import Recurring
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.engine import element_strides
 from diptych.errors import StartupError
@@ -51,6 +52,7 @@ class DynamicRecorder(TensorRecorder):
 
     def __init__(self) -> None:
         self.cuts: dict[Any, list[list[Any]]] = {}  # by call site: the calls of a loop before it
+        self.recurring = Recurring()
         self.cache: dict[Any, Any] = {}
         self.device = "cpu"
         self.lock = threading.RLock()
@@ -189,6 +191,10 @@ class DynamicRecorder(TensorRecorder):
         handle._grad = grad
         if grad is not None:
             self.piece.in_step = True
+
+    def gradients(self, order: Sequence[Node], leaves: Sequence[Node]) -> list[Node | None]:
+        with self.lock:
+            return self.recurring.gradients(order, leaves, author_line())
 
     def boundary(self) -> None:
         self.piece.at_boundary = True

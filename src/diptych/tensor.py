@@ -65,6 +65,12 @@ class TensorRecorder(Recorder):
     @abstractmethod
     def set_grad(self, handle: Tensor, grad: Tensor | None) -> None: ...
 
+    def gradients(self, order: Sequence[Node], leaves: Sequence[Node]) -> list[Node | None]:
+        """The gradients of the last of `order`, which is one number, for the leaves of its
+        history."""
+        root = order[-1]
+        return gradients([root], [_seed(self, root, None)], leaves)
+
     def boundary(self) -> None:
         """The end of a step."""
 
@@ -181,7 +187,8 @@ class Tensor:
         root = panel.node_of(self)
         if root.released:
             raise _released(self)
-        history = [n for n in walk([root], stop=_ends) if n.needs_grad]
+        order = walk([root], stop=_ends)
+        history = [n for n in order if n.needs_grad]
         if any(n.released for n in history):
             raise _released(self)
         leaves = [n for n in history if n.leaf]
@@ -191,8 +198,11 @@ class Tensor:
                 f"{self.type} depends on none",
                 "check no_grad and detach, or set requires_grad on a leaf",
             )
-        seed = _seed(panel, root, grad)
-        for leaf, g in zip(leaves, gradients([root], [seed], leaves), strict=True):
+        if grad is None and root.type.size == 1:
+            found = panel.gradients(order, leaves)
+        else:
+            found = gradients([root], [_seed(panel, root, grad)], leaves)
+        for leaf, g in zip(leaves, found, strict=True):
             owner = None if leaf.owner is None else leaf.owner()
             if g is not None and owner is not None:
                 _add_grad(panel, owner, g)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.dtypes import DType
 from diptych.errors import DiptychError, ShapeError
 from diptych.graph.record import current
 from diptych.tensor import Parameter, Tensor, current_panel, no_grad
@@ -39,12 +40,14 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         panel = current_panel(self.parameters[0])
+        self._rates: dict[DType, Tensor] = {}
         with no_grad():
             self.before_step()
             for parameter in self.parameters:
                 grad = panel.get_grad(parameter)
                 if grad is not None:
                     self.update(parameter, grad)
+        self._rates = {}
         panel.boundary()
 
     def slots(self) -> dict[str, Parameter]:
@@ -97,5 +100,7 @@ class Optimizer(ABC):
 
     def rate(self, parameter: Parameter) -> Tensor:
         """-lr as a number that every run reads anew."""
-        handle: Tensor = current().live_scalar(lambda: -self.lr, parameter.dtype)
-        return handle
+        dtype = parameter.dtype
+        if dtype not in self._rates:
+            self._rates[dtype] = current().live_scalar(lambda: -self.lr, dtype)
+        return self._rates[dtype]
