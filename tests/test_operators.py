@@ -135,6 +135,7 @@ def test_the_checker_catches_a_wrong_rule(monkeypatch):
     dp.PANEL.recurring.known.clear()  # what was differentiated by the right rule
     with pytest.raises(AssertionError, match="gradient of tanh"):
         check_gradient(case)
+    dp.PANEL.recurring.known.clear()
 
 
 @pytest.mark.parametrize("panel", ["dynamic", "compiled"])

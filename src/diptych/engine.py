@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +23,20 @@ from diptych.runtime.threads import pool_address
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
+SMALL = 1 << 12  # bytes below which alignment is not worth its price
 
 
 def empty(shape: Sequence[int], dtype: Any, axes: Sequence[int] | None = None) -> Array:
-    """Aligned memory for a tensor; `axes` is the order of its axes in memory."""
+    """Memory for a tensor, aligned where it is large; `axes` is the order of its axes in memory."""
     dtype = np.dtype(dtype)
-    axes = range(len(shape)) if axes is None else axes
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
+    if axes is None and size * dtype.itemsize <= SMALL:
+        return np.empty(shape, dtype)
     raw = np.empty(max(size, 1) * dtype.itemsize + ALIGN, np.uint8)
-    start = -raw.ctypes.data % ALIGN
+    start = -raw.__array_interface__["data"][0] % ALIGN
     flat = raw[start : start + size * dtype.itemsize].view(dtype)
+    if axes is None:
+        return flat.reshape(shape)  # type: ignore[no-any-return]
     listed = flat.reshape([shape[a] for a in axes])
     return listed.transpose([list(axes).index(n) for n in range(len(shape))])  # type: ignore[no-any-return]
 
@@ -104,17 +110,17 @@ class Executable:
         for n, (shape, dtype) in enumerate(self.outputs):
             given = self.donated.get(n)
             results.append(inputs[given] if given is not None else empty(shape, dtype))
-        status = np.zeros(2 * len(self.compiled.checks) + 1, np.int64)
+        status = array("q", bytes(16 * len(self.compiled.checks) + 8))
         pointers = [a.__array_interface__["data"][0] for a in inputs]
         pointers += [a.__array_interface__["data"][0] for a in results]
         pointers += [a.__array_interface__["data"][0] for a in self.constants]
-        pointers.append(status.__array_interface__["data"][0])
+        pointers.append(status.buffer_info()[0])
         pointers.append(pool_address())
         pointers += [a.__array_interface__["data"][0] for a in more]
-        table = np.array(pointers, np.int64)
+        table = array("q", pointers)
         arena = self._take_arena()
         STATISTICS.calls += 1
-        failed = entry(table.__array_interface__["data"][0], arena.__array_interface__["data"][0])
+        failed = entry(table.buffer_info()[0], arena.__array_interface__["data"][0])
         with self.lock:
             self.arenas.append(arena)
         if failed:

@@ -15,16 +15,21 @@ from __future__ import annotations
 
 import os
 import sys
+from types import CodeType
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OWN: set[CodeType] = set()  # code of this package that was seen
 
 
 def author_line() -> tuple[str, int]:
     """File and line of the nearest frame outside this package."""
     frame = sys._getframe(1)
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return frame.f_code.co_filename, frame.f_lineno
+        code = frame.f_code
+        if code not in _OWN:
+            if not code.co_filename.startswith(PACKAGE):
+                return code.co_filename, frame.f_lineno
+            _OWN.add(code)
         frame = frame.f_back  # type: ignore[assignment]
     return "?", 0
 

@@ -16,9 +16,10 @@ import numpy as np
 import diptych as dp
 from diptych.fluid import files
 from diptych.fluid.core import EnforceNotMet, VarType
-from diptych.fluid.framework import STATE, Helper, Program, UniqueNames, _arithmetic
+from diptych.fluid.framework import STATE, Helper, Program, UniqueNames, _arithmetic, activations
 from diptych.fluid.initializer import Constant, Xavier
 from diptych.fluid.layers import initialiser
+from diptych.fluid.operators import fluid_linear
 
 Array = np.ndarray[Any, Any]
 NAMES_KEY = "StructuredToParameterName@@"
@@ -322,13 +323,17 @@ class Linear(Layer):
         self._helper = Helper("linear_call", self._full_name)
 
     def forward(self, input: VarBase) -> Any:
-        try:
+        known = self._act is None or self._act in activations()
+        if self.bias is None or not known:
             out = self._helper.op("matmul", {"X": [input], "Y": [self.weight]})
+            if self.bias is not None:
+                out = self._helper.op("elementwise_add", {"X": [out], "Y": [self.bias]}, axis=-1)
+            return self._helper.act(out, self._act)
+        try:
+            operands = input.tensor, self.weight.tensor, self.bias.tensor
+            return VarBase(fluid_linear(*operands, act=self._act or ""))
         except dp.DiptychError as problem:
             raise EnforceNotMet(str(problem)) from problem
-        if self.bias is not None:
-            out = self._helper.op("elementwise_add", {"X": [out], "Y": [self.bias]}, axis=-1)
-        return self._helper.act(out, self._act)
 
 
 def save_dygraph(state_dict: Mapping[str, Any], model_path: str) -> None:

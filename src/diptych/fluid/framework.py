@@ -11,7 +11,7 @@ import numpy as np
 
 import diptych as dp
 from diptych.fluid.core import CPUPlace, CUDAPlace, EnforceNotMet, VarType
-from diptych.fluid.operators import OPERATORS
+from diptych.fluid.operators import ACTIVATIONS, OPERATORS
 
 
 class UniqueNames:
@@ -185,9 +185,11 @@ class Helper:
         """An activation by its name."""
         if act is None:
             return value
-        if act not in OPERATORS or OPERATORS[act].slots != ("X",):
+        if act not in ACTIVATIONS:
             error = AttributeError if self.dygraph else ValueError
-            raise error(f"Operator {act!r} has not been registered; diptych has {activations()}")
+            raise error(
+                f"Operator {act!r} has not been registered; diptych has {', '.join(ACTIVATIONS)}"
+            )
         return self.op(act, {"X": [value]})
 
     def parameter(
@@ -214,8 +216,9 @@ class Helper:
         return variable
 
 
-def activations() -> str:
-    return ", ".join(n for n, o in OPERATORS.items() if o.slots == ("X",))
+def activations() -> list[str]:
+    """Operators of one input, which layers take as `act`."""
+    return list(ACTIVATIONS)
 
 
 def _arithmetic(type: str, a: Any, b: Any) -> Any:

@@ -47,7 +47,7 @@ def flat(x: Any, columns: int) -> Any:
     shape = x.shape
     if len(shape) == 2 and columns == 1:
         return x
-    return x.reshape(math.prod(shape[:columns]), math.prod(shape[columns:]))
+    return dp.reshape(x, math.prod(shape[:columns]), math.prod(shape[columns:]))
 
 
 @operator("mul", "X Y")
@@ -71,6 +71,16 @@ def _aligned(x: Any, y: Any, axis: int) -> Any:
 @operator("elementwise_add", "X Y")
 def elementwise_add(x: Any, y: Any, *, axis: int = -1) -> Any:
     return x + _aligned(x, y, axis)
+
+
+ACTIVATIONS: dict[str, Any] = {}  # of `fluid_linear`, filled below
+
+
+@dp.operator
+def fluid_linear(x: Any, weight: Any, bias: Any, *, act: str = "") -> Any:
+    """act(x W + b): what mul, elementwise_add and the activation do one after the other."""
+    out = dp.add(dp.matmul(x, weight), bias)
+    return ACTIVATIONS[act](out) if act else out
 
 
 @operator("elementwise_sub", "X Y")
@@ -127,20 +137,15 @@ def softmax(x: Any) -> Any:
     return softmax_from_64(x)
 
 
-@dp.operator
-def probability_loss(p: Any, label: Any, *, ignore_index: int = -100) -> Any:
-    """-log(p[label]) per row with infinities cut to 1e20, 0 where the label is ignored.
-    Cotangent -g / p at the label."""
-    used = dp.not_equal(label, ignore_index)
-    loss = F.cross_entropy_on_probabilities(p, dp.where(used, label, 0))
-    return dp.where(used, loss, 0.0)
-
-
 @operator("cross_entropy2", "X Label", "Y XShape MatchX")
-def cross_entropy(x: Any, label: Any, *, ignore_index: int = -100) -> Any:
-    rows = flat(x, len(x.shape) - 1)
-    loss = probability_loss(rows, label.reshape(-1), ignore_index=ignore_index)
-    return loss.reshape(*label.shape)
+@dp.operator
+def fluid_cross_entropy(x: Any, label: Any, *, ignore_index: int = -100) -> Any:
+    """-log(p[label]) per row with infinities cut to 1e20, 0 where the label is ignored; the shape
+    of the label. Cotangent -g / p at the label."""
+    rows, labels = flat(x, len(x.shape) - 1), dp.reshape(label, -1)
+    used = dp.not_equal(labels, ignore_index)
+    loss = F.cross_entropy_on_probabilities(rows, dp.where(used, labels, 0))
+    return dp.reshape(dp.where(used, loss, 0.0), label.shape)
 
 
 @operator("cross_entropy", "X Label", "Y")
@@ -150,27 +155,30 @@ def cross_entropy_soft(x: Any, label: Any) -> Any:
 
 
 @operator("mean")
-def mean(x: Any) -> Any:
-    return dp.mean(x).reshape(1)
-
-
 @dp.operator
-def hits(x: Any, label: Any, *, k: int = 1) -> Any:
-    """Share of rows whose label is among the k greatest; of equal ones the lower index leads."""
-    own = dp.expand_dims(label, -1)
-    index = dp.expand_dims(dp.arange(x.shape[1]), 0)
-    score = dp.max(dp.where(dp.equal(index, own), x, -math.inf), 1, keepdims=True)
-    level = dp.logical_and(dp.equal(x, score), dp.less(index, own))
-    ahead = dp.logical_or(dp.greater(x, score), level)
-    return dp.mean(dp.cast(dp.less(dp.sum(dp.cast(ahead, "i64"), 1), k), "f32"))
+def fluid_mean(x: Any) -> Any:
+    """The mean of everything, shape (1,)."""
+    return dp.reshape(dp.mean(x), 1)
 
 
 @operator("accuracy", "Out Label", "Accuracy Correct Total")
-def accuracy(x: Any, label: Any, *, k: int = 1) -> Any:
-    rows = label.reshape(-1)
-    return (F.accuracy(x, rows) if k == 1 else hits(x, rows, k=k)).reshape(1)
+@dp.operator
+def fluid_accuracy(x: Any, label: Any, *, k: int = 1) -> Any:
+    """Share of rows whose label (n, 1) is among the k greatest of x (n, c); of equal ones the lower
+    index leads. Shape (1,)."""
+    if k == 1:
+        return dp.reshape(F.accuracy(x, dp.reshape(label, -1)), 1)
+    index = dp.expand_dims(dp.arange(x.shape[1]), 0)
+    score = dp.max(dp.where(dp.equal(index, label), x, -math.inf), 1, keepdims=True)
+    level = dp.logical_and(dp.equal(x, score), dp.less(index, label))
+    ahead = dp.logical_or(dp.greater(x, score), level)
+    found = dp.less(dp.sum(dp.cast(ahead, "i64"), 1), k)
+    return dp.reshape(dp.mean(dp.cast(found, "f32")), 1)
 
 
 @operator("reshape2", "X", "Out XShape")
 def reshape(x: Any, *, shape: Sequence[int] = ()) -> Any:
     return x.reshape(*[x.shape[n] if d == 0 else d for n, d in enumerate(shape)])
+
+
+ACTIVATIONS.update({n: o.function for n, o in OPERATORS.items() if o.slots == ("X",)})

@@ -17,8 +17,12 @@ class _Rate:
 
     rate_variable: dp.Parameter
 
+    _rates: dict[Any, Any]  # what is computed once a step, as `optim.Optimizer` has it
+
     def rate(self, parameter: dp.Parameter) -> Any:
-        return dp.negative(self.rate_variable)
+        if "rate" not in self._rates:
+            self._rates["rate"] = dp.negative(self.rate_variable)
+        return self._rates["rate"]
 
 
 class _SGD(_Rate, optim.SGD):
