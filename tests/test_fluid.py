@@ -362,7 +362,8 @@ def test_the_examples_run_on_the_bundled_digits(name, capsys):
 
 
 @pytest.mark.parametrize("name", ["diptych_static", "diptych_dynamic"])
-def test_the_same_in_diptych(name, capsys):
+def test_the_same_in_diptych(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name])  # the examples read their own arguments
     runpy.run_path(str(ARTICLE / f"{name}.py"))
     both = capsys.readouterr().out
     runpy.run_path(str(ARTICLE / "diptych_dynamic.py"))
