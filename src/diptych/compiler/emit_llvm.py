@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from diptych.compiler.affine import Affine, offset
+from diptych.compiler.affine import Affine, added, affine, offset, scaled
 from diptych.compiler.folds import FoldRule
 from diptych.compiler.kernels import Buffer, Kernel
 from diptych.compiler.scalars import Scalars, literal, llvm_type
@@ -347,8 +347,11 @@ class KernelEmitter:
         form = offset(e.args, buffer.strides, self.affine_memo)
         if form is None:
             return self._indirect_load(e, point)
+        return self._strided_load(buffer, self._offset(form, point), form)
+
+    def _strided_load(self, buffer: Buffer, at: str, form: Affine) -> Value:
+        """A load whose first lane is at the offset `at`; `form` says how lanes move."""
         step = form.get(self.vector_index, 0) if self.lanes > 1 else 0
-        at = self._offset(form, point)
         if step == 0:
             return self._loaded(buffer, self._address(buffer, at), 1), 1
         if step == 1:
@@ -359,19 +362,37 @@ class KernelEmitter:
         return self._gathered(buffer, self.text.value(f"add {type} {wide}, {numbers}")), self.lanes
 
     def _indirect_load(self, e: k.Expr, point: Point) -> Value:
-        """An index that is itself computed: offsets lane by lane."""
+        """An index that is itself computed: one offset where it is the same for all lanes (the
+        rows of a batch), else offsets lane by lane."""
         buffer: Buffer = e.attr
-        total: k.Expr = k.const(0, i64)
         values = [point.memo[id(a)] for a in e.args]
-        lanes = max(n for _, n in values)
+        forms = [affine(a, self.affine_memo) for a in e.args]
+        computed = [v for v, form in zip(values, forms, strict=True) if form is None]
+        if all(lanes == 1 for _, lanes in computed):
+            return self._row_load(buffer, values, forms, point)
+        total: k.Expr = k.const(0, i64)
         places = {}
         for n, (stride, value) in enumerate(zip(buffer.strides, values, strict=True)):
             total = total + k.var(f"i{n}", i64) * stride
-            places[f"i{n}"] = self.widen(value, i64, lanes)
-        at = self.scalars.tree(total, places, lanes)
-        if lanes == 1:
-            return self._loaded(buffer, self._address(buffer, at), 1), 1
-        return self._gathered(buffer, at), lanes
+            places[f"i{n}"] = self.widen(value, i64, self.lanes)
+        return self._gathered(buffer, self.scalars.tree(total, places, self.lanes)), self.lanes
+
+    def _row_load(
+        self, buffer: Buffer, values: list[Value], forms: list[Affine | None], point: Point
+    ) -> Value:
+        """Some indices are computed scalars, the others move with the loops."""
+        moving: Affine = {}
+        fixed: k.Expr = k.const(0, i64)
+        places = {}
+        for n, (stride, form) in enumerate(zip(buffer.strides, forms, strict=True)):
+            if form is not None:
+                moving = added(moving, scaled(form, stride))
+            else:
+                fixed = fixed + k.var(f"i{n}", i64) * stride
+                places[f"i{n}"] = values[n][0]
+        row, along = self.scalars.tree(fixed, places, 1), self._offset(moving, point)
+        at = self.text.value(f"add nsw i64 {row}, {along}")
+        return self._strided_load(buffer, at, moving)
 
     def _loaded(self, buffer: Buffer, address: str, lanes: int) -> str:
         """A load, masked at a ragged end; bools are bytes in memory."""

@@ -79,7 +79,7 @@ class Materialise:
             (is_heavy(node) and (len(users) > 1 or repeated))
             or (is_fold(node) and (feeds or not all(self._same_shape(u, node) for u in users)))
             or any(self._needs_memory(user, node) for user in users)
-            or (len(users) > 1 and self._weight(node) > 6)
+            or (len(users) > 1 and (self._weight(node) > 6 or self._holds_heavy(node)))
         ):
             self.chosen.add(id(node))
             return
@@ -109,6 +109,20 @@ class Materialise:
                 count += 1
                 stack.extend(n.inputs)
         return count
+
+    def _holds_heavy(self, node: Node) -> bool:
+        """Whether something heavy would be computed inside the node, and so with each user."""
+        seen: set[int] = set()
+        stack = list(node.inputs)
+        while stack:
+            n = stack.pop()
+            if id(n) in seen or id(n) in self.chosen or isinstance(n.op, Input | Constant):
+                continue
+            if is_heavy(n):
+                return True
+            seen.add(id(n))
+            stack.extend(n.inputs)
+        return False
 
     def _limit_depth(self) -> None:
         depth: dict[int, int] = {}

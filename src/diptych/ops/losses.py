@@ -38,8 +38,8 @@ def relu(x: Handle) -> Handle:
 
 @relu.with_gradient
 def _relu_gradient(g: Node, node: Node) -> list[Node | None]:
-    (x,) = node.inputs
-    return [where(greater(x, _zero(x)), g, _zero(g))]
+    """By the result, which is positive where x is: x itself need not be kept."""
+    return [where(greater(node, _zero(node)), g, _zero(g))]
 
 
 @composite
