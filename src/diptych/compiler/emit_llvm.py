@@ -34,6 +34,8 @@ class Point:
 
     indices: dict[str, str]  # scalar names; the vector axis has its first lane here
     memo: dict[int, Value] = field(default_factory=dict)
+    mask: str | None = None  # lanes in use, where not all are
+    base: str = "0"  # where the panel that holds the vector starts
 
 
 class KernelEmitter:
@@ -48,7 +50,6 @@ class KernelEmitter:
         self.expressions = k.walk([kernel.value])
         self.folds = [e for e in self.expressions if e.op == "fold"]
         self.lanes = 1
-        self.mask: str | None = None
         self.vector_index = ""
         self.split = -1  # the axis that threads divide; its units are tiles
         self.units = 1
@@ -70,6 +71,9 @@ class KernelEmitter:
         else:
             self._points([Point(fixed)])
         self.text.do("ret void")
+        return self._function()
+
+    def _function(self) -> str:
         body = "\n".join(self.text.lines)
         return (
             f"define internal void @k{self.number}"
@@ -235,16 +239,21 @@ class KernelEmitter:
         """The last elements, fewer than a vector: masked where the target can, else one by one."""
         if self.target.has_masks and lanes > 1:
             flags = ["true"] * (extent - start) + ["false"] * (lanes - extent + start)
-            self.mask = "<" + ", ".join(f"i1 {f}" for f in flags) + ">"
+            mask = "<" + ", ".join(f"i1 {f}" for f in flags) + ">"
             with self.text.scope():
-                self._tile(lines, name, str(start), 1, lanes)
-            self.mask = None
+                self._tile(lines, name, str(start), 1, lanes, mask)
             return
         with self.text.loop(str(start), str(extent), 1, []) as (index, _, _n):
             self._tile(lines, name, index, 1, 1)
 
     def _tile(
-        self, lines: list[dict[str, str]], name: str, index: str, columns: int, lanes: int
+        self,
+        lines: list[dict[str, str]],
+        name: str,
+        index: str,
+        columns: int,
+        lanes: int,
+        mask: str | None = None,
     ) -> None:
         self.lanes = lanes
         points = []
@@ -253,7 +262,7 @@ class KernelEmitter:
                 at = index
                 if column:
                     at = self._sum(index, column * lanes)
-                points.append(Point({**line, name: at}))
+                points.append(Point({**line, name: at}, mask=mask))
         self._points(points)
 
     def _sum(self, index: str, more: int) -> str:
@@ -337,6 +346,18 @@ class KernelEmitter:
             return str(constant)
         return self._sum(total, constant)
 
+    def _product(self, index: str, factor: int) -> str:
+        if not index.startswith("%"):
+            return str(int(index) * factor)
+        return self.text.value(f"mul nsw i64 {index}, {factor}")
+
+    def _total(self, a: str, b: str) -> str:
+        if not b.startswith("%"):
+            return self._sum(a, int(b))
+        if not a.startswith("%"):
+            return self._sum(b, int(a))
+        return self.text.value(f"add nsw i64 {a}, {b}")
+
     def _address(self, buffer: Buffer, at: str) -> str:
         kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
         pointer = self.pointers[id(buffer)]
@@ -347,19 +368,24 @@ class KernelEmitter:
         form = offset(e.args, buffer.strides, self.affine_memo)
         if form is None:
             return self._indirect_load(e, point)
-        return self._strided_load(buffer, self._offset(form, point), form)
+        at = self._offset(form, point)
+        if buffer.panel:
+            more = self._product(point.base, buffer.panel_step)
+            at = self._total(at, more)
+        return self._strided_load(buffer, at, form, point)
 
-    def _strided_load(self, buffer: Buffer, at: str, form: Affine) -> Value:
+    def _strided_load(self, buffer: Buffer, at: str, form: Affine, point: Point) -> Value:
         """A load whose first lane is at the offset `at`; `form` says how lanes move."""
         step = form.get(self.vector_index, 0) if self.lanes > 1 else 0
         if step == 0:
-            return self._loaded(buffer, self._address(buffer, at), 1), 1
+            return self._loaded(buffer, self._address(buffer, at), 1, None), 1
+        lanes, mask = self.lanes, point.mask
         if step == 1:
-            return self._loaded(buffer, self._address(buffer, at), self.lanes), self.lanes
-        type = llvm_type(i64, self.lanes)
-        numbers = "<" + ", ".join(f"i64 {n * step}" for n in range(self.lanes)) + ">"
-        wide = self.scalars.splat(at, i64, self.lanes)
-        return self._gathered(buffer, self.text.value(f"add {type} {wide}, {numbers}")), self.lanes
+            return self._loaded(buffer, self._address(buffer, at), lanes, mask), lanes
+        type = llvm_type(i64, lanes)
+        numbers = "<" + ", ".join(f"i64 {n * step}" for n in range(lanes)) + ">"
+        wide = self.scalars.splat(at, i64, lanes)
+        return self._gathered(buffer, self.text.value(f"add {type} {wide}, {numbers}"), mask), lanes
 
     def _indirect_load(self, e: k.Expr, point: Point) -> Value:
         """An index that is itself computed: one offset where it is the same for all lanes (the
@@ -375,7 +401,8 @@ class KernelEmitter:
         for n, (stride, value) in enumerate(zip(buffer.strides, values, strict=True)):
             total = total + k.var(f"i{n}", i64) * stride
             places[f"i{n}"] = self.widen(value, i64, self.lanes)
-        return self._gathered(buffer, self.scalars.tree(total, places, self.lanes)), self.lanes
+        offsets = self.scalars.tree(total, places, self.lanes)
+        return self._gathered(buffer, offsets, point.mask), self.lanes
 
     def _row_load(
         self, buffer: Buffer, values: list[Value], forms: list[Affine | None], point: Point
@@ -392,20 +419,20 @@ class KernelEmitter:
                 places[f"i{n}"] = values[n][0]
         row, along = self.scalars.tree(fixed, places, 1), self._offset(moving, point)
         at = self.text.value(f"add nsw i64 {row}, {along}")
-        return self._strided_load(buffer, at, moving)
+        return self._strided_load(buffer, at, moving, point)
 
-    def _loaded(self, buffer: Buffer, address: str, lanes: int) -> str:
+    def _loaded(self, buffer: Buffer, address: str, lanes: int, mask: str | None) -> str:
         """A load, masked at a ragged end; bools are bytes in memory."""
         kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
         type = kind if lanes == 1 else f"<{lanes} x {kind}>"
         align = buffer.dtype.bytes
-        if lanes == 1 or self.mask is None:
+        if lanes == 1 or mask is None:
             raw = self.text.value(f"load {type}, ptr {address}, align {align}")
         else:
             name = f"@llvm.masked.load.v{lanes}{self._suffix(buffer.dtype)}.p0"
             flag = f"<{lanes} x i1>"
             raw = self.text.value(
-                f"call {type} {name}(ptr align {align} {address}, {flag} {self.mask}, "
+                f"call {type} {name}(ptr align {align} {address}, {flag} {mask}, "
                 f"{type} zeroinitializer)"
             )
             self.declare.add(f"declare {type} {name}(ptr, {flag}, {type})")
@@ -420,7 +447,7 @@ class KernelEmitter:
         zero = "0" if lanes == 1 else "zeroinitializer"
         return self.text.value(f"icmp ne {type} {raw}, {zero}")
 
-    def _gathered(self, buffer: Buffer, offsets: str) -> str:
+    def _gathered(self, buffer: Buffer, offsets: str, mask: str | None) -> str:
         lanes = self.lanes
         kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
         type, flag = f"<{lanes} x {kind}>", f"<{lanes} x i1>"
@@ -428,7 +455,7 @@ class KernelEmitter:
             f"getelementptr {kind}, ptr {self.pointers[id(buffer)]}, "
             f"{llvm_type(i64, lanes)} {offsets}"
         )
-        mask = self.mask or "<" + ", ".join(["i1 true"] * lanes) + ">"
+        mask = mask or "<" + ", ".join(["i1 true"] * lanes) + ">"
         name = f"@llvm.masked.gather.v{lanes}{self._suffix(buffer.dtype)}.v{lanes}p0"
         align = buffer.dtype.bytes
         raw = self.text.value(
@@ -474,7 +501,12 @@ class KernelEmitter:
             if (e.op == "index" and e.attr in own) or any(id(a) in moving for a in e.args):
                 moving.add(id(e))
         return [
-            Point({**p.indices, **more}, {n: v for n, v in p.memo.items() if n not in moving})
+            Point(
+                {**p.indices, **more},
+                {n: v for n, v in p.memo.items() if n not in moving},
+                p.mask,
+                p.base,
+            )
             for p in points
         ]
 
@@ -578,13 +610,13 @@ class KernelEmitter:
         step = form.get(self.vector_index, 0)
         align = out.dtype.bytes
         flag = f"<{lanes} x i1>"
-        if lanes == 1 or (step == 1 and self.mask is None):
+        if lanes == 1 or (step == 1 and point.mask is None):
             text.do(f"store {type} {value}, ptr {self._address(out, at)}, align {align}")
         elif step == 1:
             name = f"@llvm.masked.store.v{lanes}{self._suffix(out.dtype)}.p0"
             text.do(
                 f"call void {name}({type} {value}, ptr align {align} "
-                f"{self._address(out, at)}, {flag} {self.mask})"
+                f"{self._address(out, at)}, {flag} {point.mask})"
             )
             self.declare.add(f"declare void {name}({type}, ptr, {flag})")
         else:
@@ -595,7 +627,7 @@ class KernelEmitter:
                 f"getelementptr {kind}, ptr {self.pointers[id(out)]}, "
                 f"{llvm_type(i64, lanes)} {offsets}"
             )
-            mask = self.mask or "<" + ", ".join(["i1 true"] * lanes) + ">"
+            mask = point.mask or "<" + ", ".join(["i1 true"] * lanes) + ">"
             name = f"@llvm.masked.scatter.v{lanes}{self._suffix(out.dtype)}.v{lanes}p0"
             text.do(
                 f"call void {name}({type} {value}, <{lanes} x ptr> align {align} {pointers}, "

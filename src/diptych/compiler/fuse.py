@@ -3,11 +3,14 @@ the loops of their users."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diptych.compiler.kernels import Buffer, Kernel, row_major
 from diptych.compiler.simplify import is_scalar_constant
+from diptych.compiler.target import Target
+from diptych.compiler.tiling import choose_tile
 from diptych.dtypes import TensorType, i64
 from diptych.graph.node import Constant, Graph, Input, Node, Source
 from diptych.kernel import expr as k
@@ -19,6 +22,9 @@ from diptych.ops.indexing import Gather, ScatterAdd
 from diptych.ops.reduce import Reduction
 from diptych.ops.shape import Broadcast, Reshape, Transpose
 
+NARROW = 4  # columns below which a side is turned round although it lies straight
+MANY_ROWS = 64  # rows that read a side again and again
+NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
 DEPTH = 40  # longest chain of operators in one expression
 
 
@@ -146,9 +152,13 @@ class Fusion:
     """Kernels and buffers of a graph; `strides` gives the memory order of inputs."""
 
     def __init__(
-        self, graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]
+        self,
+        graph: Graph,
+        strides: dict[int, tuple[int, ...]],
+        donated: dict[int, int],
+        target: Target,
     ) -> None:
-        self.graph, self.donated = graph, donated
+        self.graph, self.donated, self.target = graph, donated, target
         self.kernels: list[Kernel] = []
         self.buffers: dict[int, Buffer] = {}
         self.constants: list[Node] = []
@@ -240,25 +250,92 @@ class Fusion:
         return buffer
 
     def _pack(self, node: Node) -> None:
-        """Where no side of a contraction moves by 1 along an output axis, copy one that then
-        does."""
+        """Where no side of a contraction moves by 1 along an output axis, one is turned round;
+        where one does and is large and read many times, its columns are laid out in panels."""
         op = node.op
         assert isinstance(op, Contract)
-        own = (op.left, op.right)
-        candidates = []
+        sides = (op.left, op.right)
+        found = []
         for side in (1, 0):
-            other = own[1 - side]
-            for axis, letter in enumerate(own[side]):
-                if letter in op.out and letter not in other:
-                    extent = int(node.inputs[side].type.shape[axis])  # type: ignore[arg-type]
-                    step = self._step(node.inputs[side], axis)
-                    if step == 1 and extent >= 4:
-                        return
-                    candidates.append((extent, side, axis))
-        if candidates:
-            extent, side, axis = max(candidates, key=lambda c: (min(c[0], 16), c[1]))
-            if extent > 1:
-                self.packed[id(node), side] = self._copy(node.inputs[side], axis)
+            for axis, letter in enumerate(sides[side]):
+                if letter in op.out and letter not in sides[1 - side]:
+                    found.append((side, axis, self._step(node.inputs[side], axis)))
+        straight = [
+            f for f in found if f[2] == 1 and self._extent(node.inputs[f[0]], f[1]) >= NARROW
+        ]
+        if not straight:
+            turned = [f for f in found if self._extent(node.inputs[f[0]], f[1]) > 1]
+            if turned:
+                side, axis, _ = min(turned, key=lambda f: self._turning_cost(node, f[0], f[1]))
+                self._pack_side(node, side, axis)
+        elif len(straight) == 1:
+            side, axis, _ = straight[0]
+            size = node.inputs[side].type.size * node.type.dtype.bytes  # type: ignore[operator]
+            if self._rows(node, side) >= MANY_ROWS and size > FAR:
+                self._pack_side(node, side, axis)
+
+    def _extent(self, node: Node, axis: int) -> int:
+        return int(node.type.shape[axis])  # type: ignore[arg-type]
+
+    def _rows(self, node: Node, side: int) -> int:
+        """How many elements of the other side meet each element of this one."""
+        sides = (node.op.left, node.op.right)  # type: ignore[attr-defined]
+        other = node.inputs[1 - side].type.shape
+        own = [d for c, d in zip(sides[1 - side], other, strict=True) if c not in sides[side]]
+        return math.prod(int(d) for d in own)  # type: ignore[arg-type]
+
+    def _turning_cost(self, node: Node, side: int, axis: int) -> float:
+        """Cycles to turn a side round, and to store against the grain where that follows."""
+        letter = (node.op.left, node.op.right)[side][axis]  # type: ignore[attr-defined]
+        size = float(int(node.inputs[side].type.size))  # type: ignore[arg-type]
+        along = node.op.out[-1] == letter  # type: ignore[attr-defined]
+        short = self._extent(node.inputs[side], axis) < self.target.lanes
+        stores = 0.0 if along else 10.0 * int(node.type.size)  # type: ignore[arg-type]
+        return size * 0.4 + stores + (1e9 if short and not along else 0.0)
+
+    def _pack_side(self, node: Node, side: int, axis: int) -> None:
+        """Copy a side with `axis` innermost, in panels of a tile's columns where it is wide."""
+        given = node.inputs[side]
+        columns, rows = self._extent(given, axis), self._rows(node, side)
+        sizes = node.op.sizes(*[i.type for i in node.inputs])  # type: ignore[attr-defined]
+        depth = math.prod(int(sizes[c]) for c in node.op.over)  # type: ignore[attr-defined]
+        tile = choose_tile(max(rows, 1), columns, depth, self.target)
+        width = tile.columns * self.target.lanes
+        if columns <= width or depth * columns * given.type.dtype.bytes <= NEAR:
+            self.packed[id(node), side] = self._copy(given, axis)
+        else:
+            self.packed[id(node), side] = self._panels(node, side, axis, width)
+
+    def _panels(self, node: Node, side: int, axis: int, width: int) -> Buffer:
+        """Panels of `width` columns, each with all its terms: a tile reads one from end to end."""
+        op, given = node.op, node.inputs[side]
+        letters = (op.left, op.right)[side]  # type: ignore[attr-defined]
+        shape = self._shape(given.type)
+        batch = [n for n, c in enumerate(letters) if c in op.out and n != axis]  # type: ignore[attr-defined]
+        terms = [letters.index(c) for c in op.over]  # type: ignore[attr-defined]
+        outer, inner = tuple(shape[n] for n in batch), tuple(shape[n] for n in terms)
+        depth, (whole, left) = math.prod(inner), divmod(shape[axis], width)
+        full = (*outer, whole + bool(left), depth, width)
+        memory = Buffer(TensorType(full, given.type.dtype), row_major(full), "temporary")
+        outer_steps = memory.strides[: len(outer)]
+        inner_steps = tuple(step * width for step in row_major(inner))
+        at = dict(zip([*batch, *terms, axis], [*outer_steps, *inner_steps, 1], strict=True))
+        for count, first, extent in ((whole, 0, width), (1, whole, left)):
+            if extent == 0 or count == 0:
+                continue
+            size = (*outer, count, *inner, extent)
+            steps = (*outer_steps, depth * width, *inner_steps, 1)
+            part = TensorType(size, given.type.dtype)
+            out = Buffer(part, steps, "temporary", base=memory, first=first * depth * width)
+            names, indices = self._indices(len(size))
+            place = dict(zip([*batch, *terms], [*indices[: len(outer)], *indices[len(outer) + 1 : -1]]))
+            place[axis] = (indices[len(outer)] + first) * width + indices[-1]
+            value = self._source(given, {}).at(*[place[n] for n in range(len(shape))])
+            self._add(Kernel(out, names, value, given, size))
+        return Buffer(
+            given.type, tuple(at[n] for n in range(len(shape))), "temporary",
+            base=memory, panel=width, panel_step=depth - 1,
+        )  # fmt: skip
 
     def _step(self, node: Node, axis: int) -> int | None:
         """How far memory moves along an axis of a value, seen through views."""
@@ -352,9 +429,11 @@ class Fusion:
         return source.at(*[zero if d == 1 else next(real) for d in source.type.shape])
 
 
-def fuse(graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]) -> Fusion:
+def fuse(
+    graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int], target: Target
+) -> Fusion:
     """Kernels of a graph whose sizes are all known; `donated` maps outputs to inputs that they
     may overwrite."""
-    fusion = Fusion(graph, strides, donated)
+    fusion = Fusion(graph, strides, donated, target)
     fusion.finish()
     return fusion

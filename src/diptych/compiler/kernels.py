@@ -24,6 +24,8 @@ class Buffer:
     offset: int = -1
     base: Buffer | None = None  # another buffer whose memory this one is
     first: int = 0  # in elements, from the start of base
+    panel: int = 0  # columns of a panel, where the axis of stride 1 is cut into panels
+    panel_step: int = 0  # elements from one column to the next panel's, the column's own taken off
 
     @property
     def root(self) -> Buffer:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diptych.compiler import modes
+from diptych.compiler.contraction import ContractionEmitter, is_contraction
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.fuse import Check, fuse
 from diptych.compiler.kernels import Kernel
@@ -15,6 +16,7 @@ from diptych.compiler.memory import plan_memory
 from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
 from diptych.compiler.target import Target
+from diptych.compiler.transpose import TransposeEmitter, turned_axes
 from diptych.graph.node import Graph
 
 ENTRY = "diptych_run"
@@ -41,7 +43,7 @@ def compile_graph(
 ) -> Compiled:
     """simplify -> fuse -> schedule -> plan memory -> emit."""
     simple = simplify(graph)
-    fusion = fuse(simple, strides, donated)
+    fusion = fuse(simple, strides, donated, target)
     kernels = schedule(fusion)
     first = len(graph.inputs) + len(graph.outputs)
     for buffer in fusion.buffers.values():
@@ -71,7 +73,7 @@ def emit_module(kernels: list[Kernel], target: Target, pool_slot: int) -> str:
     declare: set[str] = set()
     functions, calls = [], []
     for number, kernel in enumerate(kernels):
-        emitter = KernelEmitter(kernel, target, declare, number)
+        emitter = _emitter(kernel)(kernel, target, declare, number)
         functions.append(emitter.emit())
         if emitter.parallel:
             calls += _shared_call(number, emitter.units)
@@ -112,6 +114,12 @@ def emit_module(kernels: list[Kernel], target: Target, pool_slot: int) -> str:
     entry = inner + "\n".join(lines) + "\n"
     head = f'target triple = "{target.triple}"\n' + modes.declarations(target.triple)
     return head + "\n".join(sorted(declare)) + "\n\n" + "\n".join(functions) + "\n" + entry
+
+
+def _emitter(kernel: Kernel) -> type[KernelEmitter]:
+    if is_contraction(kernel):
+        return ContractionEmitter
+    return KernelEmitter if turned_axes(kernel) is None else TransposeEmitter
 
 
 def _shared_call(number: int, units: int) -> list[str]:

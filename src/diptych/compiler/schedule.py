@@ -69,13 +69,15 @@ def _orderable(kernels: list[Kernel], in_place: dict[int, Buffer]) -> bool:
 
 def _ordered(kernels: list[Kernel], in_place: dict[int, Buffer]) -> list[Kernel] | None:
     """Topological, in-place writers as late as their users allow; None on a cycle."""
-    writer = {id(kernel.out.root): kernel for kernel in kernels}
+    writers: dict[int, list[Kernel]] = {}
+    for kernel in kernels:
+        writers.setdefault(id(kernel.out.root), []).append(kernel)
     before: dict[int, set[int]] = {id(kernel): set() for kernel in kernels}
     for kernel in kernels:
         for buffer in kernel.reads:
-            source = writer.get(id(buffer.root))
-            if source is not None and source is not kernel:
-                before[id(kernel)].add(id(source))
+            for source in writers.get(id(buffer.root), ()):
+                if source is not kernel:
+                    before[id(kernel)].add(id(source))
     for kernel in kernels:
         old = in_place.get(id(kernel))
         if old is not None:

@@ -19,6 +19,8 @@ class Target:
     registers: int
     has_fma: bool
     has_masks: bool
+    fma_per_cycle: int = 2  # multiply-adds of whole registers
+    loads_per_cycle: int = 2
 
 
 _LEVELS = {
@@ -60,7 +62,9 @@ def describe(name: str, triple: str, host_cpu: str, host_features: dict[str, boo
     if triple.startswith("aarch64") or triple.startswith("arm64"):
         return Target(name, triple, host_cpu, features, 4, 32, True, False)
     if all(host_features.get(f) for f in ("avx512f", "avx512vl", "avx512bw", "avx512dq")):
-        return Target(name, triple, host_cpu, features, 16, 32, True, True)
+        halves = host_cpu == "znver4"  # works on 512 bits in two halves
+        a_cycle = 1 if halves else 2
+        return Target(name, triple, host_cpu, features, 16, 32, True, True, a_cycle, a_cycle)
     if host_features.get("avx2") and host_features.get("fma"):
         return Target(name, triple, host_cpu, features, 8, 16, True, False)
     return Target(name, triple, host_cpu, features, 4, 16, bool(host_features.get("fma")), False)

@@ -57,6 +57,18 @@ class FunctionText:
             self._scopes.pop()
 
     @contextmanager
+    def branch(self, flag: str) -> Iterator[None]:
+        """What is written inside happens where an i1 is true."""
+        self._serial += 1
+        tag = f"B{self._serial}"
+        self.do(f"br i1 {flag}, label %{tag}.then, label %{tag}.end")
+        self.label(f"{tag}.then")
+        with self.scope():
+            yield
+        self.do(f"br label %{tag}.end")
+        self.label(f"{tag}.end")
+
+    @contextmanager
     def loop(
         self, start: str, stop: str, step: int, carried: list[tuple[str, str]]
     ) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -1,0 +1,106 @@
+"""The shape of a contraction's register tile: rows x columns of vectors, each its own chain.
+
+A tile loads `columns` vectors of one side and broadcasts `rows` scalars of the other at every term.
+The cost below counts cycles a term over all tiles of the result, ends included; it only ranks
+tiles, and no choice here can change a bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from diptych.compiler.target import Target
+
+LATENCY = 4  # cycles until a multiply-add may be continued
+MOST_ROWS = 8  # more need more address registers than there are
+SHORT = 64  # terms up to which stores cost more than loads, and narrow tiles are best
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Columns of the result from `start` on: `vectors` of `lanes`, the last with `masked` lanes
+    in use where that is not 0."""
+
+    start: int
+    vectors: int
+    lanes: int
+    masked: int = 0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Whole tiles have `rows` x `columns` vectors; `ends` are the columns after the last one."""
+
+    rows: int
+    columns: int
+    ends: tuple[Piece, ...]
+
+
+@lru_cache(maxsize=4096)
+def choose_tile(rows: int, columns: int, terms: int, target: Target, width: int = 0) -> Tile:
+    """The tile for a result of rows x columns elements; `width` fixes its columns (of elements)."""
+    long = terms > SHORT
+    vectors = -(-columns // target.lanes)
+    widths = [width // target.lanes] if width else range(1, min(vectors, 8) + 1)
+    best: tuple[float, Tile] | None = None
+    for across in widths:
+        tail = columns % (across * target.lanes)
+        for down in range(1, min(rows, MOST_ROWS) + 1):
+            if down * across + across + 1 > target.registers:
+                break
+            ends, end_cost = _ends(columns - tail, tail, down, target, long)
+            whole = columns // (across * target.lanes)
+            a_row = whole * _cycles(down, across, target, long) + end_cost
+            left = rows % down
+            cost = (rows // down) * a_row
+            if left:
+                cost += whole * _cycles(left, across, target, long)
+                cost += _ends(columns - tail, tail, left, target, long)[1]
+            if best is None or cost < best[0]:
+                best = cost, Tile(down, across, ends)
+    assert best is not None
+    return best[1]
+
+
+def _cycles(
+    rows: int, vectors: int, target: Target, long: bool, narrow: bool = False
+) -> float:
+    """Cycles a term of one tile; `narrow` vectors pass two at a time on every machine."""
+    issued = rows * vectors / (2 if narrow else target.fma_per_cycle)
+    loads = vectors + rows / 2
+    more = 0.25 + 0.05 * loads if long else 0.1 * vectors
+    return max(issued, loads / target.loads_per_cycle, LATENCY) + more
+
+
+def _ends(
+    start: int, tail: int, rows: int, target: Target, long: bool
+) -> tuple[tuple[Piece, ...], float]:
+    """How the columns after the whole tiles are covered, and what that costs a term."""
+    if not tail:
+        return (), 0.0
+    lanes = target.lanes
+    vectors, rest = divmod(tail, lanes)
+    choices: list[tuple[Piece, ...]] = []
+    first = (Piece(start, vectors, lanes),) if vectors else ()
+    if not rest:
+        return first, _cycles(rows, vectors, target, long)
+    if target.has_masks:
+        choices.append((Piece(start, vectors + 1, lanes, rest),))
+        narrow = 1 << (rest - 1).bit_length()
+        if narrow < lanes:
+            masked = 0 if narrow == rest else rest
+            choices.append((*first, Piece(start + vectors * lanes, 1, narrow, masked)))
+    else:
+        pieces, at = list(first), start + vectors * lanes
+        while rest:
+            narrow = 1 << (rest.bit_length() - 1)
+            pieces.append(Piece(at, 1, narrow))
+            at, rest = at + narrow, rest - narrow
+        choices.append(tuple(pieces))
+    costs = [
+        sum(_cycles(rows, p.vectors, target, long, p.lanes * 2 <= lanes) for p in pieces)
+        for pieces in choices
+    ]
+    cost = min(costs)
+    return choices[costs.index(cost)], cost
