@@ -16,10 +16,11 @@ from diptych.compiler.affine import offset
 from diptych.compiler.emit_llvm import KernelEmitter, Point
 from diptych.compiler.kernels import Kernel
 from diptych.compiler.target import Target
-from diptych.compiler.tiling import Piece, choose_tile
+from diptych.compiler.tiling import SHORT, Piece, choose_tile
 from diptych.kernel import expr as k
 
 SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
+FAR_RESULT = 1 << 20  # bytes of a result that does not stay in the nearer caches
 PARALLEL_TERMS = 1 << 17  # multiply-adds below which a kernel stays on one thread
 
 
@@ -52,7 +53,7 @@ class ContractionEmitter(KernelEmitter):
         self.outer = sorted((n for n in rest if n != self.row), key=lambda n: -strides[n])
         rows = kernel.shape[self.row] if rest else 1
         width = self.side.panel if self.side is not None else 0
-        self.tile = choose_tile(rows, kernel.shape[self.vector], self.terms, target, width)
+        self.tile = choose_tile(rows, kernel.shape[self.vector], target, width)
         self.down = -(-rows // self.tile.rows)
         whole = kernel.shape[self.vector] // self._width()
         self.across = whole + bool(self.tile.ends)
@@ -137,9 +138,13 @@ class ContractionEmitter(KernelEmitter):
         return at.pop("down"), at.pop("across"), at
 
     def _panels_first(self) -> bool:
-        """Where many columns of the vector side do not stay near, all rows pass over some first."""
-        bytes_a_column = self.terms * self.fold.dtype.bytes
-        return bytes_a_column * self.kernel.shape[self.vector] > SMALL_SIDE and self.terms > 64
+        """Whether all rows pass over some columns first: where the vector side does not stay
+        near, and where a weight is updated that a product has read by its columns, so that each
+        thread meets its own part again."""
+        if self.terms <= SHORT:
+            return self.kernel.out.bytes <= FAR_RESULT
+        side = self.terms * self.fold.dtype.bytes * self.kernel.shape[self.vector]
+        return side > SMALL_SIDE
 
     def _unit(self, at: dict[str, str], down: str, across: str) -> None:
         """One tile, whole or at an end."""
@@ -165,7 +170,9 @@ class ContractionEmitter(KernelEmitter):
         if whole:
             with self._when(across, whole, self.across):
                 first = self._product(across, self._width())
-                self._piece(lines, name, first, first, Piece(0, self.tile.columns, self.target.lanes))
+                self._piece(
+                    lines, name, first, first, Piece(0, self.tile.columns, self.target.lanes)
+                )
         if self.tile.ends:
             with self._when(across, whole, self.across, after=True):
                 base = str(whole * self._width())
@@ -178,14 +185,42 @@ class ContractionEmitter(KernelEmitter):
     ) -> None:
         """A tile of rows x vectors; the last vector may be masked."""
         self.lanes, self.vector_index = piece.lanes, name
-        points = []
-        for line in lines:
-            for n in range(piece.vectors):
-                last = n == piece.vectors - 1
-                mask = self._mask(piece) if piece.masked and last else None
-                at = self._sum(first, n * piece.lanes)
-                points.append(Point({**line, name: at}, mask=mask, base=base))
-        self._points(points)
+        columns = []
+        for n in range(piece.vectors):
+            mask = self._mask(piece) if piece.masked and n == piece.vectors - 1 else None
+            at = self._sum(first, n * piece.lanes)
+            columns.append([Point({**line, name: at}, mask=mask, base=base) for line in lines])
+        points = [point for row in zip(*columns, strict=True) for point in row]
+        self._fetch_ahead(points)
+        if self.terms > SHORT:
+            self._points(points)
+            return
+        for column in columns:  # short chains: a column at a time, whose stores overlap the next
+            with self.text.scope():
+                self._points(column)
+
+    def _fetch_ahead(self, points: list[Point]) -> None:
+        """What the epilogue will read and write over is asked for before the chains are run."""
+        if self.kernel.out.bytes < FAR_RESULT:
+            return
+        self.declare.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        for load in self._own_loads():
+            form = offset(load.args, load.attr.strides, self.affine_memo)
+            if form is None:
+                continue
+            for point in points:
+                at = self._address(load.attr, self._offset(form, point))
+                self.text.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 1, i32 3, i32 1)")
+
+    def _own_loads(self) -> list[k.Expr]:
+        """Reads of the values that this kernel writes over."""
+        root = self.kernel.out.root
+        own = self.kernel.out
+        return [
+            e for e in self.expressions
+            if e.op == "load" and (e.attr.root is root or (
+                e.attr.kind == own.kind == "input" and e.attr.slot == own.slot))
+        ]  # fmt: skip
 
     def _mask(self, piece: Piece) -> str:
         flags = ["true"] * piece.masked + ["false"] * (piece.lanes - piece.masked)

@@ -299,7 +299,7 @@ class Fusion:
         columns, rows = self._extent(given, axis), self._rows(node, side)
         sizes = node.op.sizes(*[i.type for i in node.inputs])  # type: ignore[attr-defined]
         depth = math.prod(int(sizes[c]) for c in node.op.over)  # type: ignore[attr-defined]
-        tile = choose_tile(max(rows, 1), columns, depth, self.target)
+        tile = choose_tile(max(rows, 1), columns, self.target)
         width = tile.columns * self.target.lanes
         if columns <= width or depth * columns * given.type.dtype.bytes <= NEAR:
             self.packed[id(node), side] = self._copy(given, axis)
@@ -328,7 +328,9 @@ class Fusion:
             part = TensorType(size, given.type.dtype)
             out = Buffer(part, steps, "temporary", base=memory, first=first * depth * width)
             names, indices = self._indices(len(size))
-            place = dict(zip([*batch, *terms], [*indices[: len(outer)], *indices[len(outer) + 1 : -1]]))
+            place = dict(
+                zip([*batch, *terms], [*indices[: len(outer)], *indices[len(outer) + 1 : -1]])
+            )
             place[axis] = (indices[len(outer)] + first) * width + indices[-1]
             value = self._source(given, {}).at(*[place[n] for n in range(len(shape))])
             self._add(Kernel(out, names, value, given, size))

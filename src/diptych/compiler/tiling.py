@@ -38,9 +38,8 @@ class Tile:
 
 
 @lru_cache(maxsize=4096)
-def choose_tile(rows: int, columns: int, terms: int, target: Target, width: int = 0) -> Tile:
+def choose_tile(rows: int, columns: int, target: Target, width: int = 0) -> Tile:
     """The tile for a result of rows x columns elements; `width` fixes its columns (of elements)."""
-    long = terms > SHORT
     vectors = -(-columns // target.lanes)
     widths = [width // target.lanes] if width else range(1, min(vectors, 8) + 1)
     best: tuple[float, Tile] | None = None
@@ -49,33 +48,28 @@ def choose_tile(rows: int, columns: int, terms: int, target: Target, width: int 
         for down in range(1, min(rows, MOST_ROWS) + 1):
             if down * across + across + 1 > target.registers:
                 break
-            ends, end_cost = _ends(columns - tail, tail, down, target, long)
+            ends, end_cost = _ends(columns - tail, tail, down, target)
             whole = columns // (across * target.lanes)
-            a_row = whole * _cycles(down, across, target, long) + end_cost
+            a_row = whole * _cycles(down, across, target) + end_cost
             left = rows % down
             cost = (rows // down) * a_row
             if left:
-                cost += whole * _cycles(left, across, target, long)
-                cost += _ends(columns - tail, tail, left, target, long)[1]
+                cost += whole * _cycles(left, across, target)
+                cost += _ends(columns - tail, tail, left, target)[1]
             if best is None or cost < best[0]:
                 best = cost, Tile(down, across, ends)
     assert best is not None
     return best[1]
 
 
-def _cycles(
-    rows: int, vectors: int, target: Target, long: bool, narrow: bool = False
-) -> float:
+def _cycles(rows: int, vectors: int, target: Target, narrow: bool = False) -> float:
     """Cycles a term of one tile; `narrow` vectors pass two at a time on every machine."""
     issued = rows * vectors / (2 if narrow else target.fma_per_cycle)
     loads = vectors + rows / 2
-    more = 0.25 + 0.05 * loads if long else 0.1 * vectors
-    return max(issued, loads / target.loads_per_cycle, LATENCY) + more
+    return max(issued, loads / target.loads_per_cycle, LATENCY) + 0.05 * loads + 0.25
 
 
-def _ends(
-    start: int, tail: int, rows: int, target: Target, long: bool
-) -> tuple[tuple[Piece, ...], float]:
+def _ends(start: int, tail: int, rows: int, target: Target) -> tuple[tuple[Piece, ...], float]:
     """How the columns after the whole tiles are covered, and what that costs a term."""
     if not tail:
         return (), 0.0
@@ -84,7 +78,7 @@ def _ends(
     choices: list[tuple[Piece, ...]] = []
     first = (Piece(start, vectors, lanes),) if vectors else ()
     if not rest:
-        return first, _cycles(rows, vectors, target, long)
+        return first, _cycles(rows, vectors, target)
     if target.has_masks:
         choices.append((Piece(start, vectors + 1, lanes, rest),))
         narrow = 1 << (rest - 1).bit_length()
@@ -99,7 +93,7 @@ def _ends(
             at, rest = at + narrow, rest - narrow
         choices.append(tuple(pieces))
     costs = [
-        sum(_cycles(rows, p.vectors, target, long, p.lanes * 2 <= lanes) for p in pieces)
+        sum(_cycles(rows, p.vectors, target, p.lanes * 2 <= lanes) for p in pieces)
         for pieces in choices
     ]
     cost = min(costs)

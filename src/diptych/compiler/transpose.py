@@ -124,7 +124,9 @@ class TransposeEmitter(KernelEmitter):
 
     def _shuffle(self, type: str, a: str, b: str, lanes: list[int]) -> str:
         order = ", ".join(f"i32 {n}" for n in lanes)
-        return self.text.value(f"shufflevector {type} {a}, {type} {b}, <{self.width} x i32> <{order}>")
+        return self.text.value(
+            f"shufflevector {type} {a}, {type} {b}, <{self.width} x i32> <{order}>"
+        )
 
     def _mask(self, used: int) -> str | None:
         if used == self.width:
@@ -141,4 +143,3 @@ class TransposeEmitter(KernelEmitter):
             with self.text.loop("0", str(deep), 1, []) as (b, _, _m):
                 row = self._total(at[read], b)
                 self._points([Point({**at, written: column, read: row})])
-

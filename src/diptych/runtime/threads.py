@@ -1,9 +1,10 @@
 """The pool of native threads: the outer range of a kernel in chunks, without the interpreter.
 
 Workers are Python threads that spend their life in one native call (the interpreter lock is
-released there). Work is published in one 64-bit ticket, generation << 32 | chunks left: a worker
-claims a chunk by compare-and-exchange, so that what it read of the description belongs to the
-generation of the chunk it got. Workers spin for some microseconds, then sleep on a condition.
+released there). Work is published in one 64-bit ticket, generation << 32 | front << 16 | back: the
+caller claims chunks from the front and workers from the back, by compare-and-exchange, so that what
+was read of the description belongs to the generation of the chunk. Claiming from two ends lets a
+thread meet the same part of a weight in every kernel and step, where its caches have it. Workers spin for some microseconds, then sleep on a condition.
 Which thread computes a chunk cannot change a bit, for chunks divide outputs and never a sum.
 """
 
@@ -23,6 +24,7 @@ from diptych.errors import DiptychError
 from diptych.runtime.code import Code, host_target
 
 CHUNKS_PER_THREAD = 4
+MOST_CHUNKS = 65535
 SPINS = 20000
 
 # The pool in memory, in words of 8 bytes. The mutex and the condition are the system's own.
@@ -45,13 +47,15 @@ def _places() -> list[str]:
     return [_place(name, word) for name, word in names.items()]
 
 
-def _claim(tag: str, empty: str) -> list[str]:
-    """Claim and run chunks until there are none, then go to the label `empty`."""
+def _claim(tag: str, empty: str, front: bool) -> list[str]:
+    """Claim and run chunks from one end until there are none, then go to the label `empty`."""
     return [
         f"{tag}.claim:",
         f"  %{tag}.t = load atomic i64, ptr %ticket seq_cst, align 8",
-        f"  %{tag}.left = and i64 %{tag}.t, 4294967295",
-        f"  %{tag}.none = icmp eq i64 %{tag}.left, 0",
+        f"  %{tag}.high = lshr i64 %{tag}.t, 16",
+        f"  %{tag}.front = and i64 %{tag}.high, {MOST_CHUNKS}",
+        f"  %{tag}.back = and i64 %{tag}.t, {MOST_CHUNKS}",
+        f"  %{tag}.none = icmp eq i64 %{tag}.front, %{tag}.back",
         f"  br i1 %{tag}.none, label %{empty}, label %{tag}.read",
         f"{tag}.read:",
         f"  %{tag}.kw = load atomic i64, ptr %kernel monotonic, align 8",
@@ -59,7 +63,7 @@ def _claim(tag: str, empty: str) -> list[str]:
         f"  %{tag}.aw = load atomic i64, ptr %arena.at monotonic, align 8",
         f"  %{tag}.units = load atomic i64, ptr %units.at monotonic, align 8",
         f"  %{tag}.chunks = load atomic i64, ptr %chunks.at monotonic, align 8",
-        f"  %{tag}.new = sub i64 %{tag}.t, 1",
+        f"  %{tag}.new = add i64 %{tag}.t, {65536 if front else -1}",
         f"  %{tag}.x = cmpxchg ptr %ticket, i64 %{tag}.t, i64 %{tag}.new seq_cst seq_cst",
         f"  %{tag}.got = extractvalue {{ i64, i1 }} %{tag}.x, 1",
         f"  br i1 %{tag}.got, label %{tag}.run, label %{tag}.claim",
@@ -67,7 +71,7 @@ def _claim(tag: str, empty: str) -> list[str]:
         f"  %{tag}.k = inttoptr i64 %{tag}.kw to ptr",
         f"  %{tag}.table = inttoptr i64 %{tag}.tw to ptr",
         f"  %{tag}.arena = inttoptr i64 %{tag}.aw to ptr",
-        f"  %{tag}.n = sub i64 %{tag}.chunks, %{tag}.left",
+        f"  %{tag}.n = add i64 %{tag}.{'front, 0' if front else 'back, -1'}",
         f"  %{tag}.n1 = add i64 %{tag}.n, 1",
         f"  %{tag}.p = mul i64 %{tag}.n, %{tag}.units",
         f"  %{tag}.p1 = mul i64 %{tag}.n1, %{tag}.units",
@@ -79,6 +83,16 @@ def _claim(tag: str, empty: str) -> list[str]:
     ]
 
 
+def _some_left(tag: str, ticket: str) -> list[str]:
+    """Whether a ticket has chunks, as `%tag.some`."""
+    return [
+        f"  %{tag}.high = lshr i64 {ticket}, 16",
+        f"  %{tag}.front = and i64 %{tag}.high, {MOST_CHUNKS}",
+        f"  %{tag}.back = and i64 {ticket}, {MOST_CHUNKS}",
+        f"  %{tag}.some = icmp ne i64 %{tag}.front, %{tag}.back",
+    ]
+
+
 def _worker(triple: str) -> list[str]:
     """A worker's whole life: claim, spin, sleep, until told to stop."""
     return [
@@ -87,7 +101,7 @@ def _worker(triple: str) -> list[str]:
         *modes.enter(triple),
         *_places(),
         "  br label %work.claim",
-        *_claim("work", "spin"),
+        *_claim("work", "spin", front=False),
         "spin:",
         "  %i = phi i64 [ 0, %work.claim ], [ %i1, %again ]",
         "  %i1 = add i64 %i, 1",
@@ -96,9 +110,8 @@ def _worker(triple: str) -> list[str]:
         "  br i1 %stopped, label %end, label %look",
         "look:",
         "  %t = load atomic i64, ptr %ticket seq_cst, align 8",
-        "  %left = and i64 %t, 4294967295",
-        "  %some = icmp ne i64 %left, 0",
-        "  br i1 %some, label %work.claim, label %wait",
+        *_some_left("look", "%t"),
+        "  br i1 %look.some, label %work.claim, label %wait",
         "wait:",
         "  PAUSE",
         f"  %long = icmp ugt i64 %i, {SPINS}",
@@ -112,9 +125,9 @@ def _worker(triple: str) -> list[str]:
         "check:",
         "  %s2 = load atomic i64, ptr %stop seq_cst, align 8",
         "  %t2 = load atomic i64, ptr %ticket seq_cst, align 8",
-        "  %left2 = and i64 %t2, 4294967295",
-        "  %either = or i64 %s2, %left2",
-        "  %awake = icmp ne i64 %either, 0",
+        *_some_left("asleep", "%t2"),
+        "  %told = icmp ne i64 %s2, 0",
+        "  %awake = or i1 %told, %asleep.some",
         "  br i1 %awake, label %woken, label %doze",
         "doze:",
         "  %w = call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)",
@@ -169,7 +182,7 @@ def _run() -> list[str]:
         "  %b = call i32 @pthread_cond_broadcast(ptr %condition)",
         "  %u = call i32 @pthread_mutex_unlock(ptr %mutex)",
         "  br label %main.claim",
-        *_claim("main", "join"),
+        *_claim("main", "join", front=True),
         "join:",
         "  %f = load atomic i64, ptr %finished seq_cst, align 8",
         "  %all = icmp eq i64 %f, %chunks",
