@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from diptych.compiler.pipeline import ENTRY, compile_graph
 from diptych.compiler.target import Target
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
+from diptych.runtime import call
+from diptych.runtime.call import address
 from diptych.runtime.code import Code, assembly, host_target
 from diptych.runtime.threads import pool_address
 
@@ -33,12 +34,17 @@ def empty(shape: Sequence[int], dtype: Any, axes: Sequence[int] | None = None) -
     if axes is None and size * dtype.itemsize <= SMALL:
         return np.empty(shape, dtype)
     raw = np.empty(max(size, 1) * dtype.itemsize + ALIGN, np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGN
+    start = -address(raw) % ALIGN
     flat = raw[start : start + size * dtype.itemsize].view(dtype)
     if axes is None:
         return flat.reshape(shape)  # type: ignore[no-any-return]
     listed = flat.reshape([shape[a] for a in axes])
     return listed.transpose([list(axes).index(n) for n in range(len(shape))])  # type: ignore[no-any-return]
+
+
+def _maker(shape: tuple[int, ...], dtype: Any) -> Callable[[], Array]:
+    small = math.prod(shape) * dtype.itemsize <= SMALL
+    return partial(np.empty if small else empty, shape, dtype)
 
 
 def element_strides(array: Array) -> tuple[int, ...]:
@@ -57,6 +63,33 @@ class Statistics:
 STATISTICS = Statistics()
 
 
+class Frame:
+    """The memory of one call: the words that the trampoline reads, the table of pointers, the
+    places of the checks, and the arena. It belongs to a call while that lasts, then to the next."""
+
+    def __init__(self, executable: Executable) -> None:
+        graph, compiled = executable.graph, executable.compiled
+        constants = executable.constants
+        ins, outs = len(graph.inputs), len(graph.outputs)
+        pool = ins + outs + len(constants) + 1
+        self.words = np.zeros(call.TABLE + pool + 1 + 2 * len(compiled.checks), np.int64)
+        self.first_check = call.TABLE + pool + 1
+        self.arena = empty((max(compiled.arena_bytes, SMALL + 1),), np.uint8)
+        self.address = address(self.words)
+        arena = address(self.arena)
+        self.words[: call.TABLE] = [executable.code.address(ENTRY), ins, outs, arena, pool]
+        table = self.words[call.TABLE :]
+        table[ins + outs : pool - 1] = [address(a) for a in constants]
+        table[pool - 1] = self.address + 8 * self.first_check
+
+    def bad_position(self, check: int) -> int:
+        """The position that failed a check, which is forgotten."""
+        places = self.words[self.first_check :]
+        bad = int(places[2 * check])
+        places[:] = 0
+        return bad
+
+
 class Executable:
     """One native function for a graph with known sizes."""
 
@@ -69,12 +102,14 @@ class Executable:
         self.graph, self.donated = graph, donated
         self.constants = self.compiled.constants
         self.code = self._load(target)
-        self.lock = threading.Lock()
-        self.arenas: list[Array] = []
+        self.frames: list[Frame] = []
+        self.trampoline = call.trampoline()
         self.outputs = [
             (tuple(int(d) for d in o.type.shape), o.type.dtype.numpy)  # type: ignore[arg-type]
             for o in graph.outputs
         ]
+        # For every output the input that it is written over, or -1, and what makes its memory.
+        self.places = [(donated.get(n, -1), _maker(*made)) for n, made in enumerate(self.outputs)]
         STATISTICS.compiles += 1
         STATISTICS.compile_seconds += time.perf_counter() - start
         if config.debug():
@@ -101,39 +136,38 @@ class Executable:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs for inputs whose layout is the one compiled for; donated inputs are
         overwritten, and are themselves the outputs."""
-        return self._call(inputs, [], self.code.functions[ENTRY])
+        if type(inputs) is not list or self.trampoline is None:
+            return self._call(inputs, [], self.code.functions[ENTRY])
+        results = [make() if given < 0 else inputs[given] for given, make in self.places]
+        STATISTICS.calls += 1
+        try:
+            frame = self.frames.pop()
+        except IndexError:
+            frame = Frame(self)
+        failed = self.trampoline(frame.address, id(inputs), id(results), pool_address())
+        if failed:
+            self._raise(failed, frame.bad_position(failed - 1))
+        self.frames.append(frame)
+        return results
+
+    def _raise(self, failed: int, bad: int) -> None:
+        check = self.compiled.checks[failed - 1]
+        raise interpret.position_error(check.what, bad, check.size, check.where)
 
     def _call(
         self, inputs: Sequence[Array], more: list[Array], entry: Callable[[int, int], int]
     ) -> list[Array]:
-        results: list[Array] = []
-        for n, (shape, dtype) in enumerate(self.outputs):
-            given = self.donated.get(n)
-            results.append(inputs[given] if given is not None else empty(shape, dtype))
-        status = array("q", bytes(16 * len(self.compiled.checks) + 8))
-        pointers = [a.__array_interface__["data"][0] for a in inputs]
-        pointers += [a.__array_interface__["data"][0] for a in results]
-        pointers += [a.__array_interface__["data"][0] for a in self.constants]
-        pointers.append(status.buffer_info()[0])
-        pointers.append(pool_address())
-        pointers += [a.__array_interface__["data"][0] for a in more]
-        table = array("q", pointers)
-        arena = self._take_arena()
+        """`run` with a table of its own, and further pointers at its end."""
+        results = [make() if given < 0 else inputs[given] for given, make in self.places]
+        status = np.zeros(2 * len(self.compiled.checks) + 1, np.int64)
+        pointers = [address(a) for a in (*inputs, *results, *self.constants, status)]
+        table = np.array([*pointers, pool_address(), *map(address, more)], np.int64)
+        arena = empty((max(self.compiled.arena_bytes, SMALL + 1),), np.uint8)
         STATISTICS.calls += 1
-        failed = entry(table.buffer_info()[0], arena.__array_interface__["data"][0])
-        with self.lock:
-            self.arenas.append(arena)
+        failed = entry(address(table), address(arena))
         if failed:
-            check = self.compiled.checks[failed - 1]
-            bad = int(status[2 * (failed - 1)])
-            raise interpret.position_error(check.what, bad, check.size, check.where)
+            self._raise(failed, int(status[2 * (failed - 1)]))
         return results
-
-    def _take_arena(self) -> Array:
-        with self.lock:
-            if self.arenas:
-                return self.arenas.pop()
-        return empty((self.compiled.arena_bytes,), np.uint8)
 
 
 class LoopExecutable(Executable):

@@ -131,6 +131,10 @@ class Code:
             **{name: three(self._library[name]) for name in counted},
         }
 
+    def address(self, name: str) -> int:
+        """Where a function is in memory."""
+        return int(self._library[name])
+
 
 @lru_cache(maxsize=1)
 def _jit() -> Any:
