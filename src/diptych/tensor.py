@@ -25,6 +25,7 @@ Array = np.ndarray[Any, Any]
 class TensorRecorder(Recorder):
     """Records calls as nodes and hands out tensors; the panels differ in `observe`."""
 
+    is_panel = True
     grad_enabled = True
     keeps_history = False  # whether backward leaves the history there
     device: str
@@ -466,8 +467,8 @@ def set_default_panel(panel: TensorRecorder) -> None:
 def current_panel(tensor: Tensor | None = None) -> TensorRecorder:
     """The panel that records now."""
     recorder = current()
-    if isinstance(recorder, TensorRecorder):
-        return recorder
+    if recorder.is_panel:
+        return recorder  # type: ignore[return-value]
     return tensor.recorder if tensor is not None else default_panel()
 
 

@@ -10,7 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from diptych.graph.node import NOWHERE, Node, Operator, Where, constant_node
 
 class Recorder(ABC):
     """Turns calls of operators into nodes."""
+
+    is_panel: ClassVar[bool] = False  # whether handles are tensors
+    is_program: ClassVar[bool] = False  # whether calls are recorded for later runs
 
     @abstractmethod
     def record(self, op: Operator, operands: Sequence[Any]) -> Any:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from diptych.dtypes import TensorType, as_dtype
 from diptych.errors import DiptychError, FrozenValueError
-from diptych.graph.node import Graph, Node, Where, input_node
+from diptych.graph.node import Graph, Input, Node, Where, input_node
 from diptych.graph.record import author_line, current
 from diptych.graph.text import print_graph
-from diptych.static.executor import Executor, Feed
+from diptych.static.executor import Executor, Feed, Plan
 from diptych.static.guard import PLAIN, Guard, Reached, Snapshot, Watch
 from diptych.static.program import Program
-from diptych.tensor import Tensor, default_panel
+from diptych.tensor import Tensor, current_panel, default_panel
 
 Array = np.ndarray[Any, Any]
 Function = Callable[..., Any]
+INPUT = Input()
 
 
 class Captured:
@@ -47,6 +48,11 @@ class Captured:
             raise
         self.wanted = [*self.results, *[g for _, g in self.kept if g is not None]]
         self.guard = Guard(roots)
+        self.with_grad = [handle for handle, _ in self.program.had_grad]
+        self.had_grad = [had for _, had in self.program.had_grad]
+        before = {id(handle): had for handle, had in self.program.had_grad}
+        self.changed = [(h, g) for h, g in self.kept if g is not None or before.get(id(h), True)]
+        self.plans: dict[Any, Plan] = {}
 
     def _record(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch
@@ -113,9 +119,8 @@ class Captured:
 
     def valid(self) -> bool:
         """Whether everything that the capture depends on is as it was."""
-        for handle, had in self.program.had_grad:
-            if (handle._grad is not None) != had:
-                return False
+        if [handle._grad is not None for handle in self.with_grad] != self.had_grad:
+            return False
         return self.guard.holds()
 
     def graph(self) -> Graph:
@@ -125,19 +130,33 @@ class Captured:
         inputs += [n for n, _ in self.program.live]
         return Graph(tuple(inputs), (*self.wanted, *[new for *_, new in self.program.updates()]))
 
-    def run(self, executor: Executor, arrays: list[Any]) -> Any:
-        feed = {f"argument_{n}": _host(a) for n, a in enumerate(arrays)}
-        values = executor.run_nodes(self.program, feed, self.wanted)
+    def run(self, executor: Executor, arrays: Sequence[Any]) -> Any:
+        device = executor.device
+        plan = self.plans.get(device)
+        if plan is None:
+            plan = self.plans[device] = Plan(self.program, self.wanted, device)
+            used = {f.name for f in plan.feeds}
+            self.read = [n for n in range(len(arrays)) if f"argument_{n}" in used]
+        values = plan.call([_host(arrays[n]) for n in self.read], NO_SIZES)
         panel = default_panel()
-        handles = [_wrap(panel, v, n) for v, n in zip(values, self.wanted, strict=True)]
-        grads = iter(handles[len(self.results) :])
-        for handle, grad in self.kept:
-            handle._grad = None if grad is None else next(grads)
-        return _build(self.structure, handles)
+        if self.structure == 0 and len(values) == 1:  # one tensor, as most steps return
+            result: Any = _wrap(panel, values[0], self.wanted[0])
+            handles = [result]
+        else:
+            handles = [_wrap(panel, v, n) for v, n in zip(values, self.wanted, strict=True)]
+            result = _build(self.structure, handles)
+        if self.changed:
+            grads = iter(handles[len(self.results) :])
+            for handle, grad in self.changed:
+                handle._grad = None if grad is None else next(grads)
+        return result
+
+
+NO_SIZES: dict[str, int] = {}  # a capture knows all sizes
 
 
 def _wrap(panel: Any, value: Array, made: Node) -> Tensor:
-    node = input_node(TensorType(value.shape, as_dtype(value.dtype)), "", made.where)
+    node = Node(INPUT, (), made.type, made.where)
     node.value = value
     # A value that depends on parameters has no history here: backward from it is an error.
     node.needs_grad = node.released = made.needs_grad and not made.leaf
@@ -159,7 +178,12 @@ def is_array(value: Any) -> bool:
 
 
 def _host(value: Any) -> Array:
-    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    """The array of an argument, in C order."""
+    if type(value) is np.ndarray and value.flags.c_contiguous:
+        return value
+    if isinstance(value, Tensor):
+        value = current_panel(value).observe(value)
+    return np.asarray(value, order="C")
 
 
 def replace(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -184,8 +208,10 @@ def leaves(value: Any) -> list[Any]:
 
 def _key(value: Any) -> Any:
     """What a capture needs to know of an argument: types of arrays, plain values, identities."""
+    if isinstance(value, Tensor):
+        return value.type, value.requires_grad
     if is_array(value):
-        return tuple(value.shape), str(value.dtype)
+        return value.shape, value.dtype
     if type(value) in (tuple, list):
         return type(value), tuple([_key(v) for v in value])
     if type(value) is dict:
@@ -193,6 +219,34 @@ def _key(value: Any) -> Any:
     if isinstance(value, PLAIN):
         return type(value), repr(value)
     return id(value)
+
+
+def _form(args: tuple[Any, ...]) -> Any:
+    """What `_same` holds arguments against, where all are plain arrays or tensors."""
+    form = []
+    for a in args:
+        if type(a) is np.ndarray:
+            form.append((np.ndarray, a.shape, a.dtype))
+        elif type(a) is Tensor:
+            form.append((Tensor, a.node.type, a.node.needs_grad))  # type: ignore[arg-type]
+        else:
+            return None
+    return form
+
+
+def _same(args: tuple[Any, ...], form: Any) -> bool:
+    """Whether the arguments have the types of those of the last call; `_key` decides where not."""
+    if form is None or len(args) != len(form):
+        return False
+    for a, (kind, first, second) in zip(args, form):
+        if type(a) is not kind:
+            return False
+        if kind is np.ndarray:
+            if a.shape != first or a.dtype is not second:
+                return False
+        elif a.node.type != first or a.node.needs_grad is not second:
+            return False
+    return True
 
 
 class Compiled:
@@ -204,23 +258,37 @@ class Compiled:
         self.executor = Executor()
         self.captures: dict[Any, list[Captured]] = {}
         self.scans: dict[Any, Any] = {}
+        # The last call, which the next one is held against: types of arguments, mode, capture.
+        self.form: Any = None
+        self.mode: bool | None = None
+        self.last: Captured | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(current(), Program):
+        if current().is_program:
             return self.function(*args, **kwargs)
         self.calls += 1
-        found = self._capture(args, kwargs)
+        if not kwargs and _same(args, self.form) and self.mode is default_panel().grad_enabled:
+            found, arrays = self.last, args
+            if found is None or not found.valid():
+                found = self._capture(args, kwargs)
+        else:
+            found = self._capture(args, kwargs)
+            arrays = tuple([a for a in leaves((args, kwargs)) if is_array(a)])
+            self.form = _form(args) if not kwargs and len(arrays) == len(args) else None
         if self.check and self.calls % self.check == 0:
             self._compare(found, args, kwargs)
-        return found.run(self.executor, [a for a in leaves((args, kwargs)) if is_array(a)])
+        return found.run(self.executor, arrays)
 
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
-        key = (_key(args), _key(kwargs), default_panel().grad_enabled)
+        self.mode = default_panel().grad_enabled
+        key = (_key(args), _key(kwargs), self.mode)
         known = self.captures.setdefault(key, [])
         for capture in known:
             if capture.valid():
+                self.last = capture
                 return capture
         known.append(Captured(self.function, args, kwargs))
+        self.last = known[-1]
         return known[-1]
 
     def _compare(self, found: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import linecache
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -138,6 +138,18 @@ def _set_value(parameter: Parameter, value: Array) -> None:
     parameter.bind(fresh, node.needs_grad)
 
 
+SOLE = next(map(getrefcount, [object()])) + 1  # what a list and one other hold
+
+
+class Ready:
+    """An executable of a plan, and what it fits: strides of the inputs, sizes and device, and how
+    many hold what is updated."""
+
+    def __init__(self, executable: Any, form: Any, in_place: bool) -> None:
+        self.executable, self.form, self.in_place = executable, form, in_place
+        self.held: list[int] = []
+
+
 class Plan:
     """One choice of fetches of a program; an executable for every size it is run with."""
 
@@ -147,14 +159,19 @@ class Plan:
         roots = [*wanted, *[new for _, _, new in self.updates]]
         used = {id(n) for n in walk(roots)}
         self.feeds = [f for f in program.feeds.values() if id(f.node) in used]
-        self.state = [(p, n) for p, n in program.state.values() if id(n) in used]
-        self.live = [(n, read) for n, read in program.live if id(n) in used]
-        inputs = [f.node for f in self.feeds] + [n for _, n in self.state]
-        inputs += [n for n, _ in self.live]
+        self.state = [p for p, n in program.state.values() if id(n) in used]
+        self.live = [read for n, read in program.live if id(n) in used]
+        inputs = [f.node for f in self.feeds]
+        inputs += [n for _, n in program.state.values() if id(n) in used]
+        inputs += [n for n, _ in program.live if id(n) in used]
         self.graph = Graph(tuple(inputs), tuple(roots))
-        self.executables: dict[Any, Any] = {}
+        own = {id(p): len(self.feeds) + n for n, p in enumerate(self.state)}
+        self.slots = [own.get(id(p)) for p, *_ in self.updates]  # the input that an update replaces
+        self.executables: dict[Any, Ready] = {}
+        self.last: Ready | None = None
 
     def run(self, feed: Mapping[str, Any]) -> list[Array]:
+        """Fetched values for values by the names of placeholders."""
         unknown = set(feed) - set(self.program.feeds)
         if unknown:
             raise FeedError(
@@ -162,39 +179,63 @@ class Plan:
                 f"unknown {sorted(unknown)}",
                 f"the program has {sorted(self.program.feeds)}",
             )
-        values, sizes = self._feed_values(feed)
-        with default_panel().lock:  # writers of parameters take turns, and readers wait for them  # type: ignore[attr-defined]
-            state = [default_panel().observe(p) for p, _ in self.state]
-            inputs = values + state + [np.asarray(read()) for _, read in self.live]
-            del state
-            return self._call(inputs, sizes, len(values))
+        return self.call(*self._feed_values(feed))
 
-    def _call(self, inputs: list[Array], sizes: dict[str, int], first: int) -> list[Array]:
-        own = {id(p): n for n, (p, _) in enumerate(self.state)}
-        donated = {}
-        for n, (parameter, _, _) in enumerate(self.updates):
-            place = own.get(id(parameter))
-            if place is None:
-                continue
-            node = parameter.node
-            # held by the node, by `inputs` and by the call itself: nobody else may see it change
-            if node.pinned or sys.getrefcount(inputs[first + place]) > 3:
-                continue
-            donated[len(self.wanted) + n] = first + place
-        device = self.device or default_panel().device
-        strides = tuple(element_strides(a) for a in inputs)
-        key = (tuple(sorted(sizes.items())), strides, tuple(donated.items()), device)
+    def call(self, values: list[Array], sizes: dict[str, int]) -> list[Array]:
+        """Fetched values for arrays in the order of the feeds, in C order.
+
+        Writers of parameters take turns, and readers wait for them.
+        """
+        panel = default_panel()
+        with panel.lock:  # type: ignore[attr-defined]
+            held, state = self._held(), [p.node.value for p in self.state]
+            for n, value in enumerate(state):
+                if value is None:
+                    state[n] = panel.observe(self.state[n])
+                    held = []
+            inputs = values + state + [read() for read in self.live]
+            del state
+            form = ([v.strides for v in inputs], sizes, self.device or panel.device)
+            ready = self.last
+            if ready is None or ready.held != held or ready.form != form:
+                ready = self._ready(inputs, self._held() if not held else held, form)
+            results = ready.executable.run(inputs)
+            if not ready.in_place:
+                self._bind(results)
+        return results[: len(self.wanted)]
+
+    def _held(self) -> list[int]:
+        """How many hold the nodes and the values of the parameters that are updated."""
+        nodes = [p.node for p, *_ in self.updates]
+        values = [n.value for n in nodes]
+        return [*map(getrefcount, nodes), *map(getrefcount, values)]
+
+    def _ready(self, inputs: list[Array], held: list[int], form: Any) -> Ready:
+        """The executable for this layout of the inputs. What nobody else holds is updated in place:
+        a node that others hold is the past of a value that may still be asked for, and a held
+        array is somebody's view."""
+        count, donated = len(self.updates), {}
+        for n, slot in enumerate(self.slots):
+            if slot is not None and held[n] == held[count + n] == SOLE:
+                donated[len(self.wanted) + n] = slot
+        strides, sizes, device = form
+        key = (tuple(strides), tuple(sorted(sizes.items())), device, tuple(donated.items()))
         found = self.executables.get(key)
         if found is None:
-            graph = specialise(self.graph, sizes)
-            found = engine.compile(graph, device, dict(enumerate(strides)), donated)
-            self.executables[key] = found
-        results = found.run(inputs)
-        for (parameter, _, _), value in zip(self.updates, results[len(self.wanted) :], strict=True):
-            fresh = input_node(parameter.type, parameter.name)
-            fresh.value = value
-            parameter.bind(fresh, parameter.node.needs_grad)
-        return results[: len(self.wanted)]
+            layout = {n: element_strides(a) for n, a in enumerate(inputs)}
+            made = engine.compile(specialise(self.graph, sizes), device, layout, donated)
+            found = self.executables[key] = Ready(made, form, len(donated) == count)
+        found.held = held
+        self.last = found
+        return found
+
+    def _bind(self, results: list[Array]) -> None:
+        """Parameters take their new values; what was updated in place has it already."""
+        for (parameter, *_), value in zip(self.updates, results[len(self.wanted) :], strict=True):
+            if parameter.node.value is not value:
+                fresh = input_node(parameter.type, parameter.name)
+                fresh.value = value
+                parameter.bind(fresh, parameter.node.needs_grad)
 
     def _feed_values(self, feed: Mapping[str, Any]) -> tuple[list[Array], dict[str, int]]:
         values: list[Array] = []

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import is_, itemgetter
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -142,18 +143,43 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 class Guard:
-    """Holds places against what they were when a capture was made."""
+    """Holds places against what they were when a capture was made.
+
+    Nearly always every place holds the very object that it held. That is looked at first, a dict
+    of places at a time; only where an object is another one are values compared.
+    """
 
     def __init__(self, roots: list[Any]) -> None:
         reached = Reached(roots)
-        self.fast: list[tuple[Place, Any]] = []
+        self.flat: list[tuple[Place, Any]] = []
         self.deep: list[tuple[Place, Any, Any]] = []
         for place in reached.places:
             value = place.read()
             if isinstance(value, CONTAINERS) and not isinstance(value, tuple):
                 self.deep.append((place, value, self._deep(place, value)))
             else:
-                self.fast.append((place, value))
+                self.flat.append((place, value))
+        self._group([(p, v) for p, v, *_ in [*self.flat, *self.deep]])
+        self.inside = [(v, *_inside(v)) for _, v, expected in self.deep if expected]
+
+    def _group(self, places: list[tuple[Place, Any]]) -> None:
+        """Places by dict, with one getter for all names that are there; names that are not."""
+        self.cells = [p.holder for p, _ in places if isinstance(p.holder, CellType)]
+        self.absent: list[tuple[Any, str]] = []
+        self.getters: list[tuple[Callable[[Any], Any], Any]] = []
+        self.expected: list[Any] = [v for p, v in places if isinstance(p.holder, CellType)]
+        by_holder: dict[int, tuple[Any, dict[str, Any]]] = {}
+        for place, value in places:
+            if isinstance(place.holder, CellType):
+                continue
+            if place.name in place.holder:
+                by_holder.setdefault(id(place.holder), (place.holder, {}))[1][place.name] = value
+            else:
+                self.absent.append((place.holder, place.name))
+        for holder, named in by_holder.values():
+            names = [*named, next(iter(named))]  # at least two, so that a tuple comes back
+            self.getters.append((itemgetter(*names), holder))
+            self.expected += [named[name] for name in names]
 
     def _deep(self, place: Place, value: Any) -> Any:
         if place.ours and isinstance(value, dict):  # state that may grow: what is there stays
@@ -161,7 +187,28 @@ class Guard:
         return mark(value)
 
     def holds(self) -> bool:
-        for place, value in self.fast:
+        """Whether everything reads as it did."""
+        try:
+            now = [cell.cell_contents for cell in self.cells]
+            for get, holder in self.getters:
+                now += get(holder)
+        except (KeyError, ValueError):
+            return self._compares()
+        if not all(map(is_, now, self.expected)):
+            return self._compares()
+        for holder, name in self.absent:
+            if name in holder:
+                return self._compares()
+        for value, count, keys, inside in self.inside:
+            if len(value) != count or not all(map(is_, value, keys)):
+                return self._compares()
+            if inside is not None and not all(map(is_, value.values(), inside)):
+                return self._compares()
+        return True
+
+    def _compares(self) -> bool:
+        """The same by values: numbers that are equal are the same number."""
+        for place, value in self.flat:
             now = place.read()
             if now is not value and mark(now) != mark(value):
                 return False
@@ -175,6 +222,12 @@ class Guard:
             elif mark(now) != expected:
                 return False
         return True
+
+
+def _inside(value: Any) -> tuple[int, list[Any], list[Any] | None]:
+    """The length of a container, what iterating gives, and the values of a dict."""
+    values = list(value.values())[:MANY] if isinstance(value, dict) else None
+    return len(value), list(value)[:MANY], values
 
 
 class Snapshot:

@@ -28,6 +28,8 @@ class Program(TensorRecorder):
     program without its updates.
     """
 
+    is_program = True
+
     def __init__(self, captured: bool = False) -> None:
         self.captured, self.keeps_history = captured, not captured
         self.feeds: dict[str, Feed] = {}
@@ -111,7 +113,8 @@ class Program(TensorRecorder):
 
     def live_scalar(self, read: Callable[[], float], dtype: DType) -> Tensor:
         node = input_node(TensorType((), dtype), "", author_line())
-        self.live.append((node, lambda: np.asarray(read(), dtype.numpy)))
+        kind = dtype.numpy
+        self.live.append((node, lambda: np.array(read(), kind)))
         return Tensor(node, self)
 
     def random_state(self) -> Tensor:
