@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diptych.dtypes import TensorType
-from diptych.errors import InternalError
+from diptych.errors import GraphError, InternalError
 from diptych.graph.node import Graph, Node, constant_node, input_node, walk
 from diptych.graph.record import origin
 from diptych.graph.rewrite import rebuilt
@@ -23,6 +23,40 @@ from diptych.ops.elementwise import add
 
 def _ends(node: Node) -> bool:
     return node.leaf or not node.needs_grad
+
+
+def history_of(root: Node) -> tuple[list[Node], list[Node], list[Node]]:
+    """What a value came from: all of it that differentiation sees, what of it has a gradient, and
+    its leaves."""
+    if root.released:
+        raise was_released(root)
+    order = walk([root], stop=_ends)
+    history = [n for n in order if n.needs_grad]
+    if any(n.released for n in history):
+        raise was_released(root)
+    leaves = [n for n in history if n.leaf]
+    if not leaves:
+        raise GraphError(
+            "backward starts from a value that depends on a parameter",
+            f"{root.type} depends on none",
+            "check no_grad and detach, or set requires_grad on a leaf",
+        )
+    return order, history, leaves
+
+
+def release(history: Sequence[Node]) -> None:
+    """Backward went through: these nodes cannot be differentiated again."""
+    for node in history:
+        if not node.leaf:
+            node.needs_grad, node.released = False, True
+
+
+def was_released(node: Node) -> GraphError:
+    return GraphError(
+        "backward releases the history it went through; a compiled function hands out none",
+        f"{node.type}",
+        "pass retain_graph=True to the first backward; call backward inside the function",
+    )
 
 
 def expand(roots: Sequence[Node]) -> list[Node]:

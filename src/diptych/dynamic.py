@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
 from diptych import config, engine, interpret
-from diptych.autodiff import Recurring
-from diptych.dtypes import DType, TensorType, as_dtype
+from diptych.autodiff import Recurring, history_of
+from diptych.dtypes import DType, TensorType
 from diptych.engine import element_strides
 from diptych.errors import StartupError
 from diptych.generator import default_generator
-from diptych.graph.node import Graph, Input, Node, input_node, walk
+from diptych.graph.node import Graph, Input, Node, Operator, Where, input_node, walk
 from diptych.graph.record import author_line, set_default
-from diptych.ops.elementwise import stop_gradient
+from diptych.ops.elementwise import Add, Fma, stop_gradient
 from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
+from diptych.trail import (
+    ASSIGN,
+    BACKWARD,
+    DEAD,
+    DESCEND,
+    Backward,
+    Kind,
+    Made,
+    Plan,
+    Point,
+    Trail,
+    alive,
+)
 
 Array = np.ndarray[Any, Any]
 LIMIT = 5000  # nodes, and bytes of arrays handed over, that may wait without a look
@@ -29,22 +42,28 @@ LOOP = 100  # calls without a look after which a loop is looked for
 HISTORY = 600  # the same where history is alive: a deep network is not a loop
 _INPUT = Input()
 _UNCHECKED: set[str] = set()  # operators without positions
+_FMA, _ADD = Fma(), Add()
+SOLE = DEAD + 1  # references to what a list and its node hold
+FEW = 64  # positions that are compared as Python numbers
 
 
 class Piece:
     """What one thread has recorded and not yet run."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Point) -> None:
+        self.root = root
         self.grad_enabled = True
         self.at_boundary = False
         self.clear()
 
     def clear(self) -> None:
-        self.waiting: list[weakref.ref[Tensor]] = []
+        self.waiting: list[Tensor] = []  # handles, also those that nobody else holds any more
         self.replaced: list[tuple[Node, Node]] = []  # (new value of a parameter, the old one)
         self.held = 0  # bytes of arrays handed over
         self.in_step = False  # gradients were taken
         self.sites: list[Any] = []  # call sites of what waits
+        self.point: Point | None = self.root  # where on the trail, or None off it
+        self.slots: dict[Node, int] = {}  # the numbers of what was made and read, on the trail
 
 
 class DynamicRecorder(TensorRecorder):
@@ -53,11 +72,13 @@ class DynamicRecorder(TensorRecorder):
     def __init__(self) -> None:
         self.cuts: dict[Any, list[list[Any]]] = {}  # by call site: the calls of a loop before it
         self.recurring = Recurring()
+        self.trail = Trail()
         self.cache: dict[Any, Any] = {}
         self.device = "cpu"
         self.lock = threading.RLock()
         self.local = threading.local()
         self.pieces: weakref.WeakSet[Piece] = weakref.WeakSet()
+        self.alone = True  # whether one thread has recorded
 
     @property
     def piece(self) -> Piece:
@@ -66,8 +87,9 @@ class DynamicRecorder(TensorRecorder):
             return self.local.piece  # type: ignore[no-any-return]
         except AttributeError:
             with self.lock:
-                self.local.piece = piece = Piece()
+                self.local.piece = piece = Piece(self.trail.root)
                 self.pieces.add(piece)
+                self.alone = len(self.pieces) == 1
             return piece
 
     @property
@@ -80,17 +102,101 @@ class DynamicRecorder(TensorRecorder):
 
     # ---- recording -------------------------------------------------------------------------
 
+    def record(self, op: Operator, operands: Sequence[Any]) -> Tensor:
+        piece = self.piece
+        with self.lock:
+            if piece.at_boundary or len(piece.waiting) >= LIMIT or piece.held >= MUCH:
+                piece.at_boundary = False
+                self.run(piece)
+            if piece.point is not None:
+                made = self._follow(piece, op, operands)
+                if made is not None:
+                    if _eager:
+                        self.run(piece)
+                    return made
+                piece.point = None
+            return super().record(op, operands)
+
+    def _follow(self, piece: Piece, op: Operator, operands: Sequence[Any]) -> Tensor | None:
+        """Record a call on the trail; None where it leads off it."""
+        slots, inputs, key = piece.slots, [], [op]
+        known = len(slots)
+        for operand in operands:
+            node = operand.node
+            place: Any = slots.get(node)
+            if place is None:
+                place = self._enter(piece, operand)
+                if place is None:
+                    return None
+            key.append(place)
+            inputs.append(node)
+        if not piece.grad_enabled:
+            key.append(None)  # type: ignore[arg-type]
+        point = piece.point.get(tuple(key))  # type: ignore[union-attr]
+        where = author_line()
+        try:
+            if point is None:
+                point = self._explore(piece, op, inputs, tuple(key))
+            if point.checks:
+                _check_few(point, op, inputs, where)
+        except BaseException:
+            _leave(slots, known)
+            raise
+        if not piece.in_step and self._is_cut(piece, where, op, point.needs_grad):
+            return self._follow(piece, op, operands)
+        node = Node(op, tuple(inputs), point.type, where)  # type: ignore[arg-type]
+        if point.needs_grad:
+            node.needs_grad = True
+        node.pending = piece
+        slots[node] = len(slots)
+        piece.point = point
+        tensor = Tensor(node, self)
+        piece.waiting.append(tensor)
+        return tensor
+
+    def _enter(self, piece: Piece, handle: Any) -> Kind | None:
+        """The kind of a value that the piece reads for the first time; None for what was recorded
+        elsewhere, or has history there."""
+        node = self.node_of(handle)
+        if node.value is None or (node.needs_grad and not node.leaf):
+            return None
+        piece.slots[node] = len(piece.slots)
+        return node.kind or self.trail.kind_of(node)
+
+    def _explore(self, piece: Piece, op: Operator, inputs: list[Node], key: Any) -> Point:
+        """The point after a call that was not made from here before."""
+        types = [i.type for i in inputs]
+        type = op.infer(*types)
+        needs = (
+            type.dtype.is_float
+            and any([i.needs_grad for i in inputs])
+            and piece.grad_enabled
+            and op.flows(*types)
+        )
+        point = Point(type, needs)
+        point.checks = [(n, size) for n, size, _ in op.positions(*types) if isinstance(size, int)]
+        return piece.point.setdefault(key, point)  # type: ignore[union-attr]
+
+    def changed(self, node: Node) -> None:
+        if node in self.piece.slots:
+            self.piece.point = None
+
     def made(self, tensor: Tensor) -> Tensor:
+        """A tensor that was recorded off the trail."""
         node = tensor.node
         if len(node.inputs) > 1 and node.op.name not in _UNCHECKED:
             self._check(node)
         with self.lock:
             piece = self.piece
-            if self._is_cut(piece, tensor.node) or piece.at_boundary:
+            if piece.at_boundary:
                 piece.at_boundary = False
                 self.run(piece)
-            self._wait(piece, tensor)
-            if config_eager():
+            if not piece.in_step:
+                self._is_cut(piece, node.where, node.op, node.needs_grad)
+            piece.point = None
+            node.pending = piece
+            piece.waiting.append(tensor)
+            if _eager:
                 self.run(piece)
         return tensor
 
@@ -102,23 +208,15 @@ class DynamicRecorder(TensorRecorder):
         else:
             _UNCHECKED.add(node.op.name)
 
-    def _wait(self, piece: Piece, tensor: Tensor) -> None:
-        tensor.node.pending = piece
-        piece.waiting.append(weakref.ref(tensor))
-
-    def _is_cut(self, piece: Piece, node: Node) -> bool:
-        """Whether what waits is run before this node.
+    def _is_cut(self, piece: Piece, where: Where, op: Operator, needs_grad: bool) -> bool:
+        """Run what waits before this call, where a loop is cut.
 
         A loop that never looks is cut where its calls repeat, from then on always at the same
         place. What follows a backward is a step, and is not cut.
         """
-        if len(piece.waiting) >= LIMIT or piece.held >= MUCH:
-            return True
-        if piece.in_step:
-            return False
-        site, sites = (node.where, node.op.name), piece.sites
-        found = any(sites[-len(c) :] == c for c in self.cuts.get(site, ()))
-        enough = HISTORY if node.needs_grad else LOOP
+        site, sites = (where, op.name), piece.sites
+        found = bool(self.cuts) and any(sites[-len(c) :] == c for c in self.cuts.get(site, ()))
+        enough = HISTORY if needs_grad else LOOP
         if not found and len(sites) >= enough:
             period = _period(sites[-enough:])
             if period and sites[-period] == site:
@@ -126,8 +224,9 @@ class DynamicRecorder(TensorRecorder):
                 found = True
         if found:
             self.run(piece)
-        piece.sites.append(site)
-        return False
+        else:
+            sites.append(site)
+        return found
 
     def node_of(self, handle: Any) -> Node:
         if isinstance(handle, Tensor):
@@ -152,37 +251,82 @@ class DynamicRecorder(TensorRecorder):
             return handle
         raise TypeError(f"not a tensor: {handle!r}")
 
-    def _leaf(self, value: Array) -> Tensor:
-        node = input_node(TensorType(value.shape, as_dtype(value.dtype)), "", author_line())
-        node.value = value
+    def _leaf(self, value: Array, type: TensorType, kind: Kind) -> Tensor:
+        node = Node(_INPUT, (), type, author_line())
+        node.value, node.kind = value, kind
         return Tensor(node, self)
 
     def scalar(self, value: float, dtype: DType) -> Tensor:
-        return self._leaf(np.asarray(value, dtype.numpy))
+        type, kind, numpy = self.trail.scalar(dtype)
+        return self._leaf(np.array(value, numpy), type, kind)
 
     def live_scalar(self, read: Callable[[], float], dtype: DType) -> Tensor:
         return self.scalar(read(), dtype)
 
     def array(self, value: Array) -> Tensor:
-        dtype = as_dtype(value.dtype)
-        own = engine.empty(value.shape, dtype.numpy)
-        own[...] = value
-        self.piece.held += own.nbytes
-        return self._leaf(own)
+        form = self.trail.form(value)
+        with self.lock:
+            own = form.copy(value)
+        self.piece.held += form.nbytes
+        return self._leaf(own, form.type, form.kind)
 
     def random_state(self) -> Tensor:
-        return self._leaf(np.array(default_generator().take(), np.int64))
+        state = np.array(default_generator().take(), np.int64)
+        form = self.trail.form(state)
+        return self._leaf(state, form.type, form.kind)
 
     def assign(self, parameter: Parameter, value: Tensor) -> None:
         with self.lock:
-            trainable = parameter.node.needs_grad
-            old, node = parameter.node, value.node
+            old, node, piece = parameter.node, value.node, self.piece
             if node.value is not None or node.leaf:  # somebody else's value: copy it
                 node = stop_gradient(value).node
+            trainable = old.needs_grad
+            if piece.point is not None:
+                places = (piece.slots.get(node), piece.slots.get(old))
+                if places[1] is None and old.value is not None:
+                    piece.slots[old] = len(piece.slots)
+                    places = (places[0], self.trail.kind_of(old))  # type: ignore[assignment]
+                key = (ASSIGN, *places, trainable)
+                piece.point = None if None in places else piece.point.setdefault(key, Point())
             parameter.bind(node, trainable)
-            self.piece.replaced.append((node, old))
+            piece.replaced.append((node, old))
             if node.value is None:
-                self._wait(self.piece, parameter)
+                node.pending = piece
+                piece.waiting.append(parameter)
+
+    def descend(self, parameters: Sequence[Parameter], read: Callable[[], float]) -> None:
+        piece = self.piece
+        with self.lock:
+            places: list[Any] = [] if piece.point is None else self._pairs(piece, parameters)
+            if not places or None in places or piece.at_boundary or _eager:
+                super().descend(parameters, read)
+                return
+            rate = self.live_scalar(read, parameters[0].node.type.dtype).node
+            piece.slots[rate] = len(piece.slots)
+            key = (DESCEND, rate.kind, *places)
+            piece.point = piece.point.get(key) or piece.point.setdefault(key, Point())  # type: ignore[union-attr]
+            slots, replaced, where = piece.slots, piece.replaced, rate.where
+            for p in parameters:
+                old = p.node
+                node = Node(_FMA, (rate, p._grad.node, old), old.type, where)  # type: ignore[union-attr]
+                node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
+                node.pending = piece
+                slots[node] = len(slots)
+                p.node = node
+                replaced.append((node, old))
+            piece.waiting += parameters
+
+    def _pairs(self, piece: Piece, parameters: Sequence[Parameter]) -> list[Any]:
+        """The numbers of gradients and parameters; empty where dtypes differ or one comes twice."""
+        if len({p.node.type.dtype.name for p in parameters}) != 1:
+            return []
+        if len(set(map(id, parameters))) != len(parameters):
+            return []
+        get = piece.slots.get
+        places: list[Any] = []
+        for p in parameters:
+            places += (get(p._grad.node), get(p.node))  # type: ignore[union-attr]
+        return places
 
     def get_grad(self, handle: Tensor) -> Tensor | None:
         return handle._grad
@@ -192,9 +336,74 @@ class DynamicRecorder(TensorRecorder):
         if grad is not None:
             self.piece.in_step = True
 
-    def gradients(self, order: Sequence[Node], leaves: Sequence[Node]) -> list[Node | None]:
+    def forget(self, parameters: Sequence[Parameter]) -> None:
+        for p in parameters:
+            p._grad = None
+
+    def gradients(
+        self, order: Sequence[Node], leaves: Sequence[Node], grad: Any
+    ) -> list[Node | None]:
+        if grad is not None or order[-1].type.size != 1:
+            return super().gradients(order, leaves, grad)
         with self.lock:
             return self.recurring.gradients(order, leaves, author_line())
+
+    def backward(self, tensor: Tensor, grad: Any, retain_graph: bool) -> None:
+        piece = self.piece
+        with self.lock:
+            if piece.at_boundary:
+                piece.at_boundary = False
+                self.run(piece)
+            root = piece.slots.get(tensor.node)
+            if piece.point is None or root is None or grad is not None or _eager:
+                piece.point = None
+                super().backward(tensor, grad, retain_graph)
+                return
+            key = (BACKWARD, root, retain_graph)
+            point = piece.point.get(key)
+            if point is None:
+                point = piece.point.setdefault(key, Point())
+                point.backward = self._differentiated(piece, tensor.node, retain_graph)
+            if point.backward is None:  # it starts from more than one number: an error, by rule
+                super().backward(tensor, grad, retain_graph)
+            else:
+                self._add_gradients(piece, point, point.backward)
+
+    def _differentiated(self, piece: Piece, root: Node, retain_graph: bool) -> Backward | None:
+        order, history, leaves = history_of(root)
+        if root.type.size != 1:
+            return None
+        found = self.recurring.gradients(order, leaves, root.where)
+        slots, made = piece.slots, [g for g in found if g is not None]
+        gradients = [
+            (slots[leaf], g.op, leaf.type) for leaf, g in zip(leaves, found) if g is not None
+        ]
+        reads = [slots[n] for n in made[0].inputs] if made else []
+        released = [] if retain_graph else [slots[n] for n in history if not n.leaf]
+        return Backward(gradients, reads, released)
+
+    def _add_gradients(self, piece: Piece, point: Point, found: Backward) -> None:
+        """What the tree knows of a backward, for the nodes of this piece."""
+        slots, where = piece.slots, author_line()
+        nodes = list(slots)
+        inputs = tuple([nodes[n] for n in found.reads])
+        made = []
+        for _, op, type in found.gradients:
+            node = Node(op, inputs, type, where)
+            node.pending = piece
+            slots[node] = len(slots)
+            made.append(Tensor(node, self))
+        piece.waiting += made
+        piece.point, piece.in_step = point, True
+        for n in found.released:
+            node = nodes[n]
+            node.needs_grad, node.released = False, True
+        for (n, *_), grad in zip(found.gradients, made):
+            owner = nodes[n].owner
+            handle = None if owner is None else owner()
+            if handle is not None:
+                before = handle._grad
+                handle._grad = grad if before is None else self.record(_ADD, (before, grad))
 
     def boundary(self) -> None:
         self.piece.at_boundary = True
@@ -214,21 +423,36 @@ class DynamicRecorder(TensorRecorder):
         """Run what is waiting; every handle that is alive becomes an output."""
         with self.lock:
             piece = self.piece if piece is None else piece
-            outputs, replaced = self._outputs(piece), piece.replaced
-            piece.clear()
-            if not outputs:
+            point, slots, waiting = piece.point, piece.slots, piece.waiting
+            replaced = piece.replaced
+            if not waiting:
+                piece.clear()
                 return
+            counts = list(map(getrefcount, waiting))
             try:
-                self._run(outputs, replaced)
+                if point is None:
+                    outputs = self._outputs(waiting)
+                    piece.clear()
+                    self._run(outputs, replaced)
+                    return
+                if counts == point.counts:
+                    plan = point.plan
+                else:
+                    plan = self._plan(point, slots, waiting, replaced)
+                    point.counts, point.plan = counts, plan
+                piece.clear()
+                if plan.outputs:  # type: ignore[union-attr]
+                    self._run_plan(plan, list(slots))  # type: ignore[arg-type]
             except BaseException:
+                piece.clear()
                 self._restore(replaced)
                 raise
 
-    def _outputs(self, piece: Piece) -> list[Node]:
+    def _outputs(self, waiting: list[Tensor]) -> list[Node]:
+        """Values that somebody may still ask for, by a look or by a backward."""
         found: dict[int, Node] = {}
-        for reference in piece.waiting:
-            tensor = reference()
-            if tensor is not None and tensor.node.value is None:
+        for tensor, held in zip(waiting, alive(waiting)):
+            if held and tensor.node.value is None:
                 found[id(tensor.node)] = tensor.node
         roots = list(found.values())
         history = [n for n in roots if n.needs_grad and not n.leaf]
@@ -238,66 +462,110 @@ class DynamicRecorder(TensorRecorder):
                     found[id(node)] = node
         return list(found.values())
 
-    def _run(self, outputs: list[Node], replaced: list[tuple[Node, Node]]) -> None:
-        order = walk(outputs, stop=lambda n: n.value is not None)
-        number: dict[int, int] = {}
-        leaves: list[Node] = []
-        key: list[Any] = []
-        for n, node in enumerate(order):
-            number[id(node)] = n
-            if node.value is not None:
-                leaves.append(node)
-                key.append((node.type, element_strides(node.value)))
-            else:
-                key.append((node.op, node.type, *[number[id(i)] for i in node.inputs]))
-        donated = self._donated(outputs, leaves, replaced)
-        full = (
-            tuple(key),
-            tuple(number[id(o)] for o in outputs),
-            tuple(donated.items()),
-            self.device,
-        )
-        found = self.cache.get(full)
+    # ---- on the trail ----------------------------------------------------------------------
+
+    def _plan(
+        self,
+        point: Point,
+        slots: dict[Node, int],
+        waiting: list[Tensor],
+        replaced: list[tuple[Node, Node]],
+    ) -> Plan:
+        """How a piece that ends at this point is run, where these handles are alive."""
+        held = alive(waiting)
+        found = point.plans.get(held)
         if found is None:
-            found = self.cache[full] = self._compile(order, leaves, outputs, donated)
-        results = found.run([leaf.value for leaf in leaves])
+            outputs = self._outputs(waiting)
+            leaves = [n for n in _order(outputs) if n.value is not None]
+            found = point.plans[held] = Plan(
+                [slots[n] for n in outputs],
+                [slots[n] for n in leaves],
+                _donors(outputs, leaves, replaced),
+                [not n.needs_grad or n.leaf for n in outputs],
+            )
+        return found
+
+    def _run_plan(self, plan: Plan, nodes: list[Node]) -> None:
+        inputs: list[Any] = [nodes[n].value for n in plan.inputs]
+        held = list(map(getrefcount, inputs))
+        if not self.alone and self._others_wait():
+            held = []
+        made = plan.last
+        if made is None or held != plan.held or plan.device != self.device:
+            made = plan.last = self._made(plan, nodes, inputs, held)
+            plan.held, plan.device = held, self.device
+        results = made.executable.run(inputs)
+        if not made.kinds:
+            made.kinds = [None] * len(results)
+        for n, value, ended, kind in zip(plan.outputs, results, plan.ended, made.kinds):
+            node = nodes[n]
+            node.value, node.pending, node.kind = value, None, kind
+            if ended:
+                node.op, node.inputs = _INPUT, ()
+        for n in made.overwritten:
+            nodes[n].value = None
+        if made.kinds[0] is None and plan.ended[0]:
+            made.kinds = [
+                self.trail.kind_of(nodes[n]) if ended else None
+                for n, ended in zip(plan.outputs, plan.ended)
+            ]
+
+    def _made(self, plan: Plan, nodes: list[Node], inputs: list[Array], held: list[int]) -> Made:
+        """The executable of a plan where the inputs have these counts of references."""
+        donated = {o: n for o, n in plan.donors if held and held[n] == SOLE}
+        key = (tuple(donated.items()), self.device)
+        found = plan.made.get(key)
+        if found is None:
+            outputs = [nodes[n] for n in plan.outputs]
+            executable = self._executable(_order(outputs), outputs, donated)
+            overwritten = [plan.inputs[n] for n in donated.values()]
+            found = plan.made[key] = Made(executable, overwritten)
+        return found
+
+    def _others_wait(self) -> bool:
+        """Whether another thread may be about to read a parameter. (This one's piece is clear.)"""
+        return any(any(alive(piece.waiting)) for piece in list(self.pieces))
+
+    # ---- off the trail, and compiling ------------------------------------------------------
+
+    def _run(self, outputs: list[Node], replaced: list[tuple[Node, Node]]) -> None:
+        if not outputs:
+            return
+        order = _order(outputs)
+        leaves = [n for n in order if n.value is not None]
+        inputs: list[Any] = [leaf.value for leaf in leaves]
+        held = [] if self._others_wait() else list(map(getrefcount, inputs))
+        donors = _donors(outputs, leaves, replaced)
+        donated = {o: n for o, n in donors if held and held[n] == SOLE}
+        results = self._executable(order, outputs, donated).run(inputs)
         for node, value in zip(outputs, results, strict=True):
             node.value, node.pending = value, None
             if not node.needs_grad or node.leaf:  # nobody differentiates through it any more
                 node.op, node.inputs = _INPUT, ()
-        for output in donated:
-            old = leaves[donated[output]]
-            old.value = None
+        for n in donated.values():
+            leaves[n].value = None
 
-    def _donated(
-        self, outputs: list[Node], leaves: list[Node], replaced: list[tuple[Node, Node]]
-    ) -> dict[int, int]:
-        """Outputs that may overwrite the old value of their parameter: nobody else holds it."""
-        if any(piece.waiting for piece in self.pieces):  # another thread may be about to read it
-            return {}
-        place = {id(leaf): n for n, leaf in enumerate(leaves)}
-        out = {id(o): n for n, o in enumerate(outputs)}
-        alive = {
-            id(n)
-            for n in walk(
-                [o for o in outputs if o.needs_grad and not o.leaf],
-                stop=lambda n: n.value is not None,
-            )
-        }
-        donated = {}
-        for new, old in replaced:
-            if id(new) not in out or id(old) not in place or old.pinned or id(old) in alive:
-                continue
-            if sys.getrefcount(old.value) > 2:
-                continue
-            donated[out[id(new)]] = place[id(old)]
-        return donated
+    def _executable(self, order: list[Node], outputs: list[Node], donated: dict[int, int]) -> Any:
+        """The native call for a piece, by its structure."""
+        number: dict[int, int] = {}
+        key: list[Any] = []
+        for n, node in enumerate(order):
+            number[id(node)] = n
+            if node.value is not None:
+                key.append((node.type, element_strides(node.value)))
+            else:
+                key.append((node.op, node.type, *[number[id(i)] for i in node.inputs]))
+        places = tuple([number[id(o)] for o in outputs])
+        full = (tuple(key), places, tuple(donated.items()), self.device)
+        found = self.cache.get(full)
+        if found is None:
+            found = self.cache[full] = self._compile(order, outputs, donated)
+        return found
 
-    def _compile(
-        self, order: list[Node], leaves: list[Node], outputs: list[Node], donated: dict[int, int]
-    ) -> Any:
+    def _compile(self, order: list[Node], outputs: list[Node], donated: dict[int, int]) -> Any:
         """The piece as a graph with inputs of its own."""
         new: dict[int, Node] = {}
+        leaves = [n for n in order if n.value is not None]
         for node in order:
             if node.value is not None:
                 new[id(node)] = input_node(node.type, node.label, node.where)
@@ -314,6 +582,43 @@ class DynamicRecorder(TensorRecorder):
             owner = None if new.owner is None else new.owner()
             if owner is not None and owner.node is new and old.value is not None:
                 owner.bind(old, new.needs_grad)
+
+
+def _order(outputs: list[Node]) -> list[Node]:
+    """What outputs are computed from, down to what has a value."""
+    return walk(outputs, stop=lambda n: n.value is not None)
+
+
+def _donors(
+    outputs: list[Node], leaves: list[Node], replaced: list[tuple[Node, Node]]
+) -> list[tuple[int, int]]:
+    """Outputs that may overwrite the old value of their parameter, and its place among the leaves;
+    not what a history that is alive reads."""
+    place = {id(leaf): n for n, leaf in enumerate(leaves)}
+    out = {id(o): n for n, o in enumerate(outputs)}
+    kept = set(map(id, _order([o for o in outputs if o.needs_grad and not o.leaf])))
+    return [
+        (out[id(new)], place[id(old)])
+        for new, old in replaced
+        if id(new) in out and id(old) in place and id(old) not in kept
+    ]
+
+
+def _leave(slots: dict[Node, int], known: int) -> None:
+    """Forget what a call that failed has read."""
+    for node in list(slots)[known:]:
+        del slots[node]
+
+
+def _check_few(point: Point, op: Operator, inputs: list[Node], where: Where) -> None:
+    """Labels and positions that are there lie inside; a few are compared without numpy."""
+    for n, size in point.checks:
+        value = inputs[n].value
+        if value is None or not value.size:
+            continue
+        few = value.ravel().tolist() if value.size <= FEW else (value.min(), value.max())
+        if min(few) < 0 or max(few) >= size:
+            interpret.check_positions(op, inputs, [i.value for i in inputs], where)
 
 
 def _period(sites: list[Any]) -> int:

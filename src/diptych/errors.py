@@ -15,23 +15,29 @@ from __future__ import annotations
 
 import os
 import sys
-from types import CodeType
+from types import CodeType, FrameType
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_OWN: set[CodeType] = set()  # code of this package that was seen
+_OWN: dict[int, CodeType] = {}  # code of this package that was seen, by id
+
+
+def author_frame() -> FrameType | None:
+    """The nearest frame outside this package."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if id(code) not in _OWN:
+            if not code.co_filename.startswith(PACKAGE):
+                return frame
+            _OWN[id(code)] = code
+        frame = frame.f_back
+    return None
 
 
 def author_line() -> tuple[str, int]:
     """File and line of the nearest frame outside this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code not in _OWN:
-            if not code.co_filename.startswith(PACKAGE):
-                return code.co_filename, frame.f_lineno
-            _OWN.add(code)
-        frame = frame.f_back  # type: ignore[assignment]
-    return "?", 0
+    frame = author_frame()
+    return ("?", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
 class DiptychError(Exception):

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from diptych.autodiff import gradients
+from diptych.autodiff import gradients, history_of, release, was_released
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.engine import empty
 from diptych.errors import DtypeError, GraphError, ShapeError
-from diptych.graph.node import Node, Operator, constant_node, input_node, walk
+from diptych.graph.node import Node, Operand, Operator, constant_node, input_node
 from diptych.graph.record import Recorder, author_line, current, origin
 from diptych.ops import contract, elementwise, functions, indexing, reduce, shape
 from diptych.ops.base import host_array
@@ -66,11 +66,40 @@ class TensorRecorder(Recorder):
     @abstractmethod
     def set_grad(self, handle: Tensor, grad: Tensor | None) -> None: ...
 
-    def gradients(self, order: Sequence[Node], leaves: Sequence[Node]) -> list[Node | None]:
-        """The gradients of the last of `order`, which is one number, for the leaves of its
-        history."""
+    def backward(self, tensor: Tensor, grad: Any, retain_graph: bool) -> None:
+        """Add the gradients of a value to the leaves that it came from."""
+        order, history, leaves = history_of(self.node_of(tensor))
+        found = self.gradients(order, leaves, grad)
+        for leaf, g in zip(leaves, found, strict=True):
+            owner = None if leaf.owner is None else leaf.owner()
+            if g is not None and owner is not None:
+                _add_grad(self, owner, g)
+        if not retain_graph and not self.keeps_history:
+            release(history)
+
+    def gradients(
+        self, order: Sequence[Node], leaves: Sequence[Node], grad: Any
+    ) -> list[Node | None]:
+        """The gradients of the last of `order` for the leaves of its history, from `grad`, or
+        from 1 for one number."""
         root = order[-1]
-        return gradients([root], [_seed(self, root, None)], leaves)
+        return gradients([root], [_seed(self, root, grad)], leaves)
+
+    def descend(self, parameters: Sequence[Parameter], read: Callable[[], float]) -> None:
+        """p <- fma(read(), its gradient, p) for each; the number is read anew at every run."""
+        rates: dict[DType, Tensor] = {}
+        for p in parameters:
+            if p.dtype not in rates:
+                rates[p.dtype] = self.live_scalar(read, p.dtype)
+            p.assign(elementwise.fma(rates[p.dtype], self.get_grad(p), p))
+
+    def forget(self, parameters: Sequence[Parameter]) -> None:
+        """No gradients from here on."""
+        for p in parameters:
+            self.set_grad(p, None)
+
+    def changed(self, node: Node) -> None:
+        """Differentiation treats a node in another way from here on."""
 
     def boundary(self) -> None:
         """The end of a step."""
@@ -79,7 +108,7 @@ class TensorRecorder(Recorder):
         """A parameter was made while this panel records."""
 
 
-class Tensor:
+class Tensor(Operand):
     """A handle on a value: shape and dtype are known at once, the data when it is looked at."""
 
     __slots__ = ("__weakref__", "_grad", "node", "recorder")
@@ -184,33 +213,7 @@ class Tensor:
 
     def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
         """Add d self / d leaf to `.grad` of every leaf that this value came from."""
-        panel = current_panel(self)
-        root = panel.node_of(self)
-        if root.released:
-            raise _released(self)
-        order = walk([root], stop=_ends)
-        history = [n for n in order if n.needs_grad]
-        if any(n.released for n in history):
-            raise _released(self)
-        leaves = [n for n in history if n.leaf]
-        if not leaves:
-            raise GraphError(
-                "backward starts from a value that depends on a parameter",
-                f"{self.type} depends on none",
-                "check no_grad and detach, or set requires_grad on a leaf",
-            )
-        if grad is None and root.type.size == 1:
-            found = panel.gradients(order, leaves)
-        else:
-            found = gradients([root], [_seed(panel, root, grad)], leaves)
-        for leaf, g in zip(leaves, found, strict=True):
-            owner = None if leaf.owner is None else leaf.owner()
-            if g is not None and owner is not None:
-                _add_grad(panel, owner, g)
-        if not retain_graph and not panel.keeps_history:
-            for node in history:
-                if not node.leaf:
-                    node.needs_grad, node.released = False, True
+        current_panel(self).backward(self, grad, retain_graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold the value alone."""
@@ -228,6 +231,8 @@ class Tensor:
         """Make this a leaf whose gradient backward computes."""
         self.node.needs_grad = self.node.leaf = True
         self.node.owner = weakref.ref(self)
+        self.node.kind = None
+        current_panel(self).changed(self.node)
         return self
 
     # ---- operators -------------------------------------------------------------------------
@@ -417,7 +422,7 @@ class Parameter(Tensor):
 
     def bind(self, node: Node, trainable: bool) -> None:
         """Take a node as the present value."""
-        node.leaf, node.needs_grad = True, trainable
+        node.leaf, node.needs_grad, node.kind = True, trainable, None
         node.owner = weakref.ref(self)
         self.node = node
 
@@ -470,18 +475,6 @@ def current_panel(tensor: Tensor | None = None) -> TensorRecorder:
     if recorder.is_panel:
         return recorder  # type: ignore[return-value]
     return tensor.recorder if tensor is not None else default_panel()
-
-
-def _released(tensor: Tensor) -> GraphError:
-    return GraphError(
-        "backward releases the history it went through; a compiled function hands out none",
-        f"{tensor.type}",
-        "pass retain_graph=True to the first backward; call backward inside the function",
-    )
-
-
-def _ends(node: Node) -> bool:
-    return node.leaf or not node.needs_grad
 
 
 def _seed(panel: TensorRecorder, root: Node, grad: Any) -> Node:
@@ -563,6 +556,7 @@ def value_and_grad(
         try:
             given[argument] = own = elementwise.identity(x)
             own.node.needs_grad = True
+            panel.changed(own.node)
             value = function(*given)
             return value, partials(value, [own])[0]
         finally:
@@ -580,7 +574,7 @@ def partials(result: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
     nodes = [panel.node_of(t) for t in of]
     for node in (root, *nodes):
         if node.released:
-            raise _released(result)
+            raise was_released(root)
     for node in nodes:
         if not node.needs_grad:
             raise GraphError(

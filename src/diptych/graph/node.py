@@ -108,17 +108,25 @@ class Constant(Leaf):
         return np.frombuffer(self.data, of.dtype.numpy).reshape(of.shape)
 
 
-class Node:
+class Operand:
+    """What operators take: a node, or what a panel wraps around one."""
+
+    __slots__ = ()
+
+
+class Node(Operand):
     """One call of an operator. `label` is a name for people; `value` caches a computed result.
 
     A node that is a `leaf` ends differentiation: a parameter, whatever computed its value.
-    `pinned` says that somebody holds the value, so that it may not be overwritten.
     """
 
-    __slots__ = (
-        "__weakref__", "inputs", "label", "leaf", "needs_grad", "op", "owner", "pending",
-        "pinned", "released", "type", "value", "where",
-    )  # fmt: skip
+    # Most nodes have these values, and a dynamic step makes dozens of nodes: they are the class's.
+    label = ""
+    needs_grad = leaf = released = False
+    value: np.ndarray[Any, Any] | None = None
+    pending: Any = None  # what a panel has recorded and not yet run, this among it
+    owner: Any = None  # a weak reference to the handle that gets the gradient
+    kind: Any = None  # what the dynamic panel's memory distinguishes of a value
 
     def __init__(
         self,
@@ -131,11 +139,10 @@ class Node:
         needs_grad: bool = False,
     ) -> None:
         self.op, self.inputs, self.type, self.where = op, inputs, type, where
-        self.label, self.needs_grad = label, needs_grad
-        self.value: np.ndarray[Any, Any] | None = None
-        self.leaf = self.pinned = self.released = False
-        self.pending: Any = None  # what a panel has recorded and not yet run, this among it
-        self.owner: Any = None  # a weak reference to the handle that gets the gradient
+        if label:
+            self.label = label
+        if needs_grad:
+            self.needs_grad = True
 
     @property
     def shape(self) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,6 +73,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.stack: list[Recorder] = []
         self.where = NOWHERE
+        self.line: Where | None = None  # the author's, where it is known without a look
 
 
 _local = _Local()
@@ -113,6 +115,33 @@ def origin(where: Where) -> Iterator[None]:
         _local.where = before
 
 
+_places: dict[tuple[int, int], tuple[CodeType, Where]] = {}  # by code and instruction
+
+
 def author_line() -> Where:
-    """The nearest line outside this package."""
-    return Where(*errors.author_line())
+    """The nearest line outside this package; the same object for the same instruction."""
+    if _local.line is not None:
+        return _local.line
+    frame = errors.author_frame()
+    if frame is None:
+        return NOWHERE
+    code, at = frame.f_code, frame.f_lasti
+    found = _places.get((id(code), at))
+    if found is None:  # the code is kept, so that nothing else gets its id
+        found = _places[id(code), at] = (code, Where(code.co_filename, frame.f_lineno))
+    return found[1]
+
+
+def entered(own: bool) -> Where | None:
+    """Say that code of this package (or the author's) is called, and what was said before.
+
+    Below code of this package that calls no code of the author, all lines are one: that of the
+    call. Hand what this returns to `left` at the end.
+    """
+    before = _local.line
+    _local.line = None if not own else author_line()
+    return before
+
+
+def left(before: Where | None) -> None:
+    _local.line = before

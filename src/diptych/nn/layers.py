@@ -174,6 +174,12 @@ class Sequential(Module):
 
     def forward(self, *inputs: Any) -> Any:
         (x,) = inputs
-        for module in self:
-            x = module(x)
+        parts = vars(self).values() if type(self).__iter__ is Sequential.__iter__ else self
+        for value in list(parts):
+            if isinstance(value, Module):
+                x = value.forward(x) if value._direct else value(x)
+            elif isinstance(value, list | tuple):
+                for part in value:
+                    if isinstance(part, Module):
+                        x = part(x)
         return x

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from diptych.errors import DiptychError, DtypeError, ShapeError
+from diptych.graph.record import entered, left
 from diptych.tensor import Parameter, Tensor
 
 Array = np.ndarray[Any, Any]
@@ -27,6 +28,13 @@ class Module:
     of assignment."""
 
     training = True
+    _own: ClassVar[bool] = True  # of this package: no line of the author is below it
+    _direct: ClassVar[bool] = True  # own, and called in the way of this class
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls._own = cls.__module__.startswith("diptych.")
+        cls._direct = cls._own and cls.__call__ is Module.__call__
 
     def forward(self, *inputs: Any) -> Any:
         raise DiptychError(
@@ -36,7 +44,11 @@ class Module:
         )
 
     def __call__(self, *inputs: Any) -> Any:
-        return self.forward(*inputs)
+        before = entered(self._own)
+        try:
+            return self.forward(*inputs)
+        finally:
+            left(before)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         for name, value in vars(self).items():

@@ -12,7 +12,7 @@ import numpy as np
 
 from diptych.dtypes import Dimension, DType, TensorType, as_dtype, f32, i64, promote
 from diptych.errors import DtypeError, GraphError, InternalError, ShapeError
-from diptych.graph.node import Graph, Node, Operator, Source, input_node, walk
+from diptych.graph.node import Graph, Node, Operand, Operator, Source, input_node, walk
 from diptych.graph.record import GRAPH, current, recording
 from diptych.kernel.expr import Expr
 
@@ -49,7 +49,7 @@ def make_operator(name: str, attributes: Mapping[str, Any]) -> Operator:
                 f"{sorted(attributes)}",
                 "a newer version may have written it",
             )
-        return Composite(found, tuple(attributes[n] for n in names))
+        return found.bound(tuple(attributes[n] for n in names))
     try:
         made: Operator = found(**attributes)
     except TypeError as problem:
@@ -83,8 +83,10 @@ def host_array(value: Any) -> np.ndarray[Any, Any]:
 
 def operand(value: Any, dtype: DType | None = None) -> Handle:
     """A handle on a tensor, array or number; `dtype` is what a Python number becomes."""
-    if hasattr(value, "type") and isinstance(value.type, TensorType):
+    if isinstance(value, Operand):
         return value
+    if type(value) is np.ndarray:
+        return current().array(value)
     if is_scalar(value):
         if dtype is None:
             dtype = as_dtype("bool") if isinstance(value, bool) else f32
@@ -148,9 +150,12 @@ def need_float(x: TensorType, what: str) -> None:
 # ---- operators made of primitives ----------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Composite(Operator):
-    """A call of an operator that is made of others; `values` are its attributes."""
+    """A call of an operator that is made of others; `values` are its attributes.
+
+    Made by `CompositeOperator.bound` alone: equal calls are one object.
+    """
 
     operator: CompositeOperator
     values: tuple[Any, ...]
@@ -186,6 +191,9 @@ class Composite(Operator):
         raise InternalError(f"{self.name} lowers as its primitives; inline it first")
 
 
+EXACT = (int, str, type(None))  # attributes that are equal only to themselves
+
+
 class CompositeOperator:
     """A function on handles, recorded under its own name.
 
@@ -200,6 +208,7 @@ class CompositeOperator:
         self.attribute_names = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
         self.defaults = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
         self.gradient: Callable[..., Any] | None = None
+        self._calls: dict[Any, Composite] = {}
         self._bodies: dict[Any, Graph] = {}
         self._positions: dict[Any, list[tuple[int, Dimension, str]]] = {}
         taken = ALL.get(self.name)
@@ -222,8 +231,23 @@ class CompositeOperator:
         return rule
 
     def __call__(self, *tensors: Any, **attributes: Any) -> Handle:
-        values = tuple(attributes.get(n, self.defaults[n]) for n in self.attribute_names)
-        return record(Composite(self, values), *[operand(t) for t in tensors if t is not None])
+        if not attributes:
+            op = self.plain
+        else:
+            op = self.bound(tuple(attributes.get(n, self.defaults[n]) for n in self.defaults))
+        operands = [t if isinstance(t, Operand) else operand(t) for t in tensors if t is not None]
+        return current().record(op, operands)
+
+    @functools.cached_property
+    def plain(self) -> Composite:
+        """The call without attributes."""
+        return self.bound(tuple(self.defaults.values()))
+
+    def bound(self, values: tuple[Any, ...]) -> Composite:
+        """The call with these attributes; 0.0, -0.0, 0 and False are not the same."""
+        key = tuple([v if type(v) in EXACT else (type(v), repr(v)) for v in values])
+        found = self._calls.get(key)
+        return self._calls.setdefault(key, Composite(self, values)) if found is None else found
 
     def body(self, values: tuple[Any, ...], inputs: tuple[TensorType, ...]) -> Graph:
         key = (values, inputs)

@@ -11,7 +11,7 @@ import numpy as np
 from diptych.dtypes import DType
 from diptych.errors import DiptychError, ShapeError
 from diptych.graph.record import current
-from diptych.tensor import Parameter, Tensor, current_panel, no_grad
+from diptych.tensor import Parameter, Tensor, current_panel
 
 Array = np.ndarray[Any, Any]
 
@@ -40,15 +40,23 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         panel = current_panel(self.parameters[0])
-        self._rates: dict[DType, Tensor] = {}
-        with no_grad():
+        before, panel.grad_enabled = panel.grad_enabled, False
+        try:
+            self._rates: dict[DType, Tensor] = {}
             self.before_step()
-            for parameter in self.parameters:
-                grad = panel.get_grad(parameter)
-                if grad is not None:
-                    self.update(parameter, grad)
-        self._rates = {}
+            self.update_all([p for p in self.parameters if panel.get_grad(p) is not None])
+            self._rates = {}
+        finally:
+            panel.grad_enabled = before
         panel.boundary()
+
+    def update_all(self, parameters: list[Parameter]) -> None:
+        """Assign the parameters, which have gradients, their next values."""
+        panel = current_panel(self.parameters[0])
+        for parameter in parameters:
+            grad = panel.get_grad(parameter)
+            assert grad is not None
+            self.update(parameter, grad)
 
     def slots(self) -> dict[str, Parameter]:
         """State by name; a number in a name is the place of a parameter."""
@@ -88,9 +96,7 @@ class Optimizer(ABC):
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        panel = current_panel(self.parameters[0])
-        for parameter in self.parameters:
-            panel.set_grad(parameter, None)
+        current_panel(self.parameters[0]).forget(self.parameters)
 
     def minimize(self, loss: Tensor) -> None:
         """backward, step and zero_grad: what a static program records after its loss."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from diptych.ops.elementwise import add, fma
 from diptych.optim.optimizer import Optimizer
-from diptych.tensor import Parameter, Tensor
+from diptych.tensor import Parameter, Tensor, current_panel
 
 
 class SGD(Optimizer):
@@ -29,6 +29,13 @@ class SGD(Optimizer):
         super().__init__(parameters, lr)
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.velocity: dict[int, Parameter] = {}
+
+    def update_all(self, parameters: list[Parameter]) -> None:
+        plain = not self.momentum and not self.weight_decay
+        if plain and type(self).update is SGD.update:
+            current_panel(self.parameters[0]).descend(parameters, lambda: -self.lr)
+        else:
+            super().update_all(parameters)
 
     def update(self, parameter: Parameter, grad: Tensor) -> None:
         d = grad

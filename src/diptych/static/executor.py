@@ -198,7 +198,7 @@ class Plan:
             form = ([v.strides for v in inputs], sizes, self.device or panel.device)
             ready = self.last
             if ready is None or ready.held != held or ready.form != form:
-                ready = self._ready(inputs, self._held() if not held else held, form)
+                ready = self._ready(inputs, held or self._held(), form)
             results = ready.executable.run(inputs)
             if not ready.in_place:
                 self._bind(results)

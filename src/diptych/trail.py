@@ -1,0 +1,166 @@
+"""What the dynamic panel remembers: a tree of everything that was recorded before.
+
+A piece of graph starts at the root. Every call goes on to the point that is filed under what it is:
+its operator, and where its inputs stand. An input that was made or read before in the piece is its
+number; one that is read for the first time is its `kind`: type, layout, and how differentiation
+sees it. So a point stands for the whole structure since the start of the piece, and what follows
+from structure (types, gradients, which native call runs it) is found at the point, not derived
+again: a step that recurs is recorded by a dict lookup a call.
+
+What differentiation or assignment changes is a call too. Whatever else would change the meaning of
+a piece takes it off the trail, to be keyed by a walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from sys import getrefcount
+from typing import Any
+
+import numpy as np
+
+from diptych import engine
+from diptych.dtypes import DType, TensorType, as_dtype
+from diptych.graph.node import Node, Operator
+
+Array = np.ndarray[Any, Any]
+BACKWARD, ASSIGN, DESCEND = object(), object(), object()  # calls that are no operators
+
+# What getrefcount says through map of what is in one list and nowhere else.
+DEAD = next(map(getrefcount, [object()]))
+SPARES, LARGEST = 3, 1 << 20  # arrays kept for the next batch, and how large they may be
+
+
+class Kind:
+    """What a piece distinguishes of a value that it reads; one object for equal ones."""
+
+    __slots__ = ("leaf", "needs_grad", "strides", "type")
+
+    def __init__(
+        self, type: TensorType, strides: tuple[int, ...], needs_grad: bool, leaf: bool
+    ) -> None:
+        self.type, self.strides = type, strides
+        self.needs_grad, self.leaf = needs_grad, leaf
+
+
+class Point(dict[Any, "Point"]):
+    """A place on the trail: what was recorded next after it, and what follows from the way here."""
+
+    __slots__ = ("backward", "checks", "counts", "needs_grad", "plan", "plans", "type")
+
+    def __init__(self, type: TensorType | None = None, needs_grad: bool = False) -> None:
+        self.type, self.needs_grad = type, needs_grad
+        self.checks: list[tuple[int, int]] = []  # inputs that hold positions, and their limits
+        self.backward: Backward | None = None
+        self.plans: dict[tuple[bool, ...], Plan] = {}  # by which handles are alive
+        self.plan: Plan | None = None  # the last one, and the counts of references it was for
+        self.counts: list[int] | None = None
+
+
+@dataclass
+class Backward:
+    """What a backward records: gradients of leaves as operators on what they read."""
+
+    gradients: list[tuple[int, Operator, TensorType]]
+    reads: list[int]
+    released: list[int]
+
+
+@dataclass
+class Made:
+    """An executable, the inputs that it overwrites, and the kinds of its outputs."""
+
+    executable: Any
+    overwritten: list[int]
+    kinds: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """How a piece is run where certain handles are alive; nodes by their numbers."""
+
+    outputs: list[int]
+    inputs: list[int]
+    donors: list[tuple[int, int]]  # outputs that may go where an input is, by their places
+    ended: list[bool]  # outputs that nobody differentiates through
+    made: dict[Any, Made] = field(default_factory=dict)
+    last: Made | None = None
+    held: list[int] | None = None  # counts of references to the inputs at the last run
+    device: str = ""
+
+
+class Form:
+    """Host arrays of one shape and dtype: their type and kind as inputs, and memory for copies."""
+
+    def __init__(self, trail: Trail, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.type = TensorType(shape, as_dtype(dtype))
+        self.shape, self.dtype = shape, self.type.dtype.numpy
+        strides = engine.element_strides(np.empty(shape, self.dtype))
+        self.kind = trail.kind(self.type, strides, False, False)
+        self.nbytes = int(np.prod(shape, dtype=object)) * self.dtype.itemsize
+        self.spare: list[Array] = []
+
+    def copy(self, value: Array) -> Array:
+        """The array in memory of our own; what nobody holds any more is used again."""
+        if self.nbytes <= engine.SMALL:
+            return np.array(value, self.dtype, order="C", subok=False)
+        for n, count in enumerate(map(getrefcount, self.spare)):
+            if count == DEAD:
+                own = self.spare[n]
+                break
+        else:
+            own = engine.empty(self.shape, self.dtype)
+            if self.nbytes <= LARGEST and len(self.spare) < SPARES:
+                self.spare.append(own)
+        own[...] = value
+        return own
+
+
+class Trail:
+    """The root of the tree, and what its points share."""
+
+    def __init__(self) -> None:
+        self.root = Point()
+        self.kinds: dict[Any, Kind] = {}
+        self.forms: dict[Any, Form] = {}
+        self.scalars: dict[DType, tuple[TensorType, Kind, Any]] = {}
+
+    def kind(
+        self, type: TensorType, strides: tuple[int, ...], needs_grad: bool, leaf: bool
+    ) -> Kind:
+        key = (type, strides, needs_grad, leaf)
+        found = self.kinds.get(key)
+        return self.kinds.setdefault(key, Kind(*key)) if found is None else found
+
+    def kind_of(self, node: Node) -> Kind:
+        """The kind of a node that has a value."""
+        found = node.kind
+        if found is None:
+            assert node.value is not None
+            strides = engine.element_strides(node.value)
+            found = node.kind = self.kind(node.type, strides, node.needs_grad, node.leaf)
+        return found  # type: ignore[no-any-return]
+
+    def form(self, value: Array) -> Form:
+        """What is known of host arrays like this one."""
+        key = (value.dtype, value.shape)
+        found = self.forms.get(key)
+        return (
+            self.forms.setdefault(key, Form(self, value.shape, value.dtype))
+            if found is None
+            else found
+        )
+
+    def scalar(self, dtype: DType) -> tuple[TensorType, Kind, Any]:
+        """Type, kind and numpy's dtype of a number."""
+        found = self.scalars.get(dtype)
+        if found is None:
+            type = TensorType((), dtype)
+            found = self.scalars[dtype] = (type, self.kind(type, (), False, False), dtype.numpy)
+        return found
+
+
+def alive(waiting: Sequence[Any]) -> tuple[bool, ...]:
+    """Which of the handles in a list anybody else holds."""
+    return tuple([count > DEAD for count in map(getrefcount, waiting)])
