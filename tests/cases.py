@@ -138,6 +138,8 @@ CASES = [
     Case("matmul_vector", dp.matmul, [(13,), (13, 5)]),
     Case("matmul_dot", dp.matmul, [(40,), (40,)]),
     Case("matmul_long", dp.matmul, [(3, 2100), (2100, 17)]),
+    Case("contract_sums_a_side", lambda a, b: dp.contract(a, b, "mk,knj->jm"), [(3, 4), (4, 5, 2)]),
+    Case("contract_sums_alone", lambda a, b: dp.contract(a, b, "ik,k->"), [(3, 4), (4,)]),
     Case("matmul_transposed", lambda a, b: dp.matmul(a.T, b.T), [(13, 7), (21, 13)]),
     Case("linear", F.linear, [(5, 13), (9, 13), (9,)], normal, ["linear"]),
     Case("uniform", lambda: seeded(lambda: dp.uniform((3, 11))), [], normal, ["uniform"], False),

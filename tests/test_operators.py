@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from cases import CASES
+from cases import CASES, Case
 
 import diptych as dp
+from diptych.errors import ShapeError, ValueRangeError
 from diptych.ops.base import ALL
 
 MADE_BY_RULES = {"size"}
@@ -53,6 +54,44 @@ def test_native_has_the_bits_of_the_reference(case):
 def test_static_has_the_bits_of_dynamic(case):
     arrays = case.inputs(1)
     same_bits(dp.compile(case.call)(*arrays).numpy(), case.call(*map(dp.tensor, arrays)).numpy())
+
+
+def test_numbers_on_the_left():
+    i, flags = np.array([1, 2, 3]), np.array([True, False])
+    t = dp.tensor(i)
+    assert (7 // t).tolist() == (7 // i).tolist() and (7 % t).tolist() == (7 % i).tolist()
+    assert (6 & t).tolist() == (6 & i).tolist() and (4 ^ t).tolist() == (4 ^ i).tolist()
+    assert (True | dp.tensor(flags)).tolist() == [True, True]
+    assert (i + t).tolist() == (i + i).tolist() and isinstance(i + t, dp.Tensor)
+
+
+EMPTIED = [c for c in CASES if c.name in {
+    "add", "sum_all", "matmul", "matmul_batched", "matmul_long", "linear", "gather", "scatter_add",
+    "concat", "reshape", "softmax", "cross_entropy", "gelu", "contract_sums_a_side",
+}]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EMPTIED, ids=lambda c: c.name)
+def test_empty_tensors(case):
+    """Each size of a case set to 0: the same values, or the same error, as the reference."""
+    for size in {d for shape in case.shapes for d in shape}:
+        shapes = [tuple(0 if d == size else d for d in s) for s in case.shapes]
+        emptied = Case(case.name, case.call, shapes, case.draw)
+        try:
+            arrays = emptied.inputs()
+        except ValueError:  # numpy draws no number below 0
+            continue
+        found = []
+        for device in ("cpu", "reference"):
+            try:
+                found.append(run(emptied, device, arrays))
+            except (ShapeError, ValueRangeError) as problem:
+                found.append(type(problem))
+        if isinstance(found[0], list):
+            for native, slow in zip(*found, strict=True):
+                same_bits(native, slow)
+        else:
+            assert found[0] == found[1]
 
 
 def test_every_operator_has_a_case():

@@ -50,6 +50,20 @@ def test_a_test_clone_has_no_updates_and_no_dropout():
         assert model(dp.tensor(X)).numpy().tobytes() == a.tobytes()
 
 
+def test_a_batch_of_no_rows_trains_and_answers():
+    program, scores, executor, model = trained(0.0)
+    empty = {"x": X[:0], "y": Y[:0]}
+    assert executor.run(program.clone(for_test=True), empty, [scores])[0].shape == (0, 10)
+    dp.use_device("reference")
+    try:
+        assert executor.run(program.clone(for_test=True), empty, [scores])[0].shape == (0, 10)
+    finally:
+        dp.use_device("cpu")
+    before = [v.tobytes() for v in model.state_dict().values()]
+    assert executor.run(program, empty, [scores])[0].shape == (0, 10)
+    assert [v.tobytes() for v in model.state_dict().values()] == before
+
+
 def test_saved_and_loaded_without_the_authors_code(tmp_path):
     program, scores, executor, _ = trained()
     test = program.clone(for_test=True)

@@ -17,7 +17,7 @@ from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Node, Operand, Operator, constant_node, input_node
 from diptych.graph.record import Recorder, author_line, current, origin
 from diptych.ops import contract, elementwise, functions, indexing, reduce, shape
-from diptych.ops.base import host_array
+from diptych.ops.base import host_array, need_float
 
 Array = np.ndarray[Any, Any]
 
@@ -146,9 +146,7 @@ class Tensor(Operand):
 
     def __len__(self) -> int:
         if not self.shape:
-            raise ShapeError(
-                "a tensor without axes has no length", f"{self.type}", ".item() gives its value"
-            )
+            raise ShapeError("a tensor without axes has no length", f"{self.type}", ".item()")
         return int(self.shape[0])
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -229,6 +227,7 @@ class Tensor(Operand):
 
     def requires_grad_(self) -> Tensor:
         """Make this a leaf whose gradient backward computes."""
+        need_float(self.type, "a gradient")
         self.node.needs_grad = self.node.leaf = True
         self.node.owner = weakref.ref(self)
         self.node.kind = None
@@ -264,8 +263,14 @@ class Tensor(Operand):
     def __floordiv__(self, other: Any) -> Tensor:
         return elementwise.floor_divide(self, other)  # type: ignore[no-any-return]
 
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return elementwise.floor_divide(other, self)  # type: ignore[no-any-return]
+
     def __mod__(self, other: Any) -> Tensor:
         return elementwise.remainder(self, other)  # type: ignore[no-any-return]
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return elementwise.remainder(other, self)  # type: ignore[no-any-return]
 
     def __pow__(self, other: Any) -> Tensor:
         return functions.pow(self, other)  # type: ignore[no-any-return]
@@ -296,6 +301,8 @@ class Tensor(Operand):
 
     def __xor__(self, other: Any) -> Tensor:
         return elementwise.logical_xor(self, other)  # type: ignore[no-any-return]
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
     def __lt__(self, other: Any) -> Tensor:
         return elementwise.less(self, other)  # type: ignore[no-any-return]
@@ -371,8 +378,7 @@ class Tensor(Operand):
     def clip(self, low: Any = None, high: Any = None) -> Tensor:
         return elementwise.clip(self, low, high)  # type: ignore[no-any-return]
 
-    def abs(self) -> Tensor:
-        return functions.abs(self)  # type: ignore[no-any-return]
+    abs = __abs__
 
     def exp(self) -> Tensor:
         return functions.exp(self)  # type: ignore[no-any-return]
@@ -545,12 +551,8 @@ def value_and_grad(
 
     def both(*args: Any) -> tuple[Tensor, Tensor]:
         given = list(args)
-        x = given[argument]
-        x = x if isinstance(x, Tensor) else tensor(x)
-        if not x.dtype.is_float:
-            raise DtypeError(
-                "a gradient is taken with respect to floats", f"{x.type}", ".astype('f32') first"
-            )
+        x = given[argument] if isinstance(given[argument], Tensor) else tensor(given[argument])
+        need_float(x.type, "a gradient")
         panel = current_panel(x)
         before, panel.grad_enabled = panel.grad_enabled, True
         try:

@@ -44,7 +44,7 @@ def compile_graph(
     """simplify -> fuse -> schedule -> plan memory -> emit."""
     simple = simplify(graph)
     fusion = fuse(simple, strides, donated, target)
-    kernels = schedule(fusion)
+    kernels = [n for n in schedule(fusion) if 0 not in n.shape]  # an empty one has nothing to do
     first = len(graph.inputs) + len(graph.outputs)
     for buffer in fusion.buffers.values():
         if buffer.kind == "constant" and buffer.base is None:

@@ -6,18 +6,20 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 
-from diptych.dtypes import Dimension, DType, TensorType, as_dtype, f32, i64, promote
-from diptych.errors import DtypeError, GraphError, InternalError, ShapeError
+from diptych.dtypes import Dim, Dimension, DType, TensorType, as_dtype, f32, i64, promote
+from diptych.errors import DiptychError, DtypeError, GraphError, InternalError, ShapeError
 from diptych.graph.node import Graph, Node, Operand, Operator, Source, input_node, walk
 from diptych.graph.record import GRAPH, current, recording
 from diptych.kernel.expr import Expr
 
 Handle = Any  # a Node in rules and bodies, a Tensor in the panels
 
+PLAIN = (bool, int, float, str, type(None), tuple, Dim)  # what an attribute may be
 ALL: dict[str, Any] = {}  # every operator by name: primitives' classes and composites
 
 
@@ -79,6 +81,25 @@ def host_array(value: Any) -> np.ndarray[Any, Any]:
         ) from problem
     as_dtype(array.dtype)
     return array
+
+
+def whole(value: Any, what: str, least: int | None = None) -> Any:
+    """A size, position or axis as an int, or a symbolic dimension as it is."""
+    if isinstance(value, Dim):
+        return value
+    try:
+        number = index(value)
+    except TypeError:
+        raise ShapeError(f"{what} is a whole number", repr(value), "int(...) makes one") from None
+    if least is not None and number < least:
+        raise ShapeError(f"{what} is {least} or more", f"{number}", "check the arguments")
+    return number
+
+
+def as_shape(shape: Any) -> tuple[Dimension, ...]:
+    """The sizes of a shape given as a number, a list or a tuple."""
+    listed = shape if isinstance(shape, list | tuple) else (shape,)
+    return tuple(whole(d, "a size", 0) for d in listed)
 
 
 def operand(value: Any, dtype: DType | None = None) -> Handle:
@@ -203,9 +224,14 @@ class CompositeOperator:
     def __init__(self, function: Callable[..., Handle]) -> None:
         functools.update_wrapper(self, function)
         self.function, self.name = function, function.__name__
-        parameters = list(inspect.signature(function).parameters.values())
+        empty = inspect.Parameter.empty
+        parameters = [
+            p.replace(annotation=empty) for p in inspect.signature(function).parameters.values()
+        ]
+        self.signature = inspect.Signature(parameters)
         self.tensor_names = [p.name for p in parameters if p.kind != p.KEYWORD_ONLY]
         self.attribute_names = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+        self.needed = sum(1 for p in parameters if p.default is empty)
         self.defaults = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
         self.gradient: Callable[..., Any] | None = None
         self._calls: dict[Any, Composite] = {}
@@ -231,11 +257,19 @@ class CompositeOperator:
         return rule
 
     def __call__(self, *tensors: Any, **attributes: Any) -> Handle:
+        if len(tensors) != len(self.tensor_names) or not attributes.keys() <= self.defaults.keys():
+            tensors = self._arranged(tensors, attributes)
+        operands = [t if isinstance(t, Operand) else operand(t) for t in tensors if t is not None]
+        if len(operands) < len(tensors) and any(t is None for t in tensors[: self.needed]):
+            raise self._misused("a tensor is None")
         if not attributes:
             op = self.plain
         else:
-            op = self.bound(tuple(attributes.get(n, self.defaults[n]) for n in self.defaults))
-        operands = [t if isinstance(t, Operand) else operand(t) for t in tensors if t is not None]
+            values = [
+                self._plain(n, attributes[n]) if n in attributes else default
+                for n, default in self.defaults.items()
+            ]
+            op = self.bound(tuple(values))
         return current().record(op, operands)
 
     @functools.cached_property
@@ -248,6 +282,31 @@ class CompositeOperator:
         key = tuple([v if type(v) in EXACT else (type(v), repr(v)) for v in values])
         found = self._calls.get(key)
         return self._calls.setdefault(key, Composite(self, values)) if found is None else found
+
+    def _plain(self, name: str, value: Any) -> Any:
+        """An attribute as a Python value, which is part of the graph."""
+        if isinstance(value, np.generic):
+            value = value.item()
+        if type(value) not in PLAIN:
+            raise self._misused(f"{name} is a {type(value).__name__}, not a Python value")
+        return value
+
+    def _misused(self, why: str) -> DiptychError:
+        return DiptychError(
+            f"{self.name} is called as {self.name}{self.signature}",
+            why,
+            "tensors come first, what follows the * is given by name",
+        )
+
+    def _arranged(self, tensors: tuple[Any, ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
+        """Tensors in order where some were named or left out; takes them out of the attributes."""
+        try:
+            bound = self.signature.bind(*tensors, **attributes)
+        except TypeError as problem:
+            raise self._misused(str(problem)) from None
+        for name in self.tensor_names:
+            attributes.pop(name, None)
+        return tuple(bound.arguments.get(name) for name in self.tensor_names)
 
     def body(self, values: tuple[Any, ...], inputs: tuple[TensorType, ...]) -> Graph:
         key = (values, inputs)

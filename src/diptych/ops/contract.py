@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, ClassVar
@@ -17,9 +19,10 @@ from diptych.kernel.expr import Expr
 from diptych.ops.base import Handle, composite, convert, need_float, operand, primitive, record
 from diptych.ops.elementwise import add
 from diptych.ops.reduce import BLOCK, ordered_sum
-from diptych.ops.shape import broadcast_to
+from diptych.ops.shape import broadcast_to, reshape
 
 Array = np.ndarray[Any, Any]
+BATCH = "abcdefghijlopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"  # letters but k, m and n
 _serial = count()
 
 
@@ -40,6 +43,12 @@ class Contract(Operator):
     def sizes(self, a: TensorType, b: TensorType) -> dict[str, Dimension]:
         sizes: dict[str, Dimension] = {}
         for letters, t in ((self.left, a), (self.right, b)):
+            if len(letters) != t.rank or len(set(letters)) != t.rank:
+                raise ShapeError(
+                    "contract has one letter for every axis of a side, each another",
+                    f"{letters!r} for {t}",
+                    "e.g. contract(x, w, 'mk,kn->mn')",
+                )
             for letter, d in zip(letters, t.shape, strict=True):
                 if sizes.setdefault(letter, d) != d:
                     raise ShapeError(
@@ -74,7 +83,7 @@ class Contract(Operator):
             x = x.transpose(order).reshape(shape)
             over = [sizes[c] for c in self.over]
             x = np.broadcast_to(x, [*over, *x.shape[len(over) :]])  # type: ignore[list-item]
-            return x.reshape(-1, *x.shape[len(over) :]) if over else x[None]
+            return x.reshape(math.prod(over), *x.shape[len(over) :])
 
         terms_a, terms_b = listed(a, self.left), listed(b, self.right)
         out_shape = tuple(sizes[c] for c in self.out)
@@ -94,12 +103,19 @@ class Contract(Operator):
         a, b = node.inputs
         result: list[Node | None] = [None, None]
         if a.needs_grad:
-            over = "".join(c for c in self.out if c not in self.left)
-            result[0] = record(Contract(self.out, self.right, self.left, over), g, b)
+            kept, over = self._cotangent(self.left, self.right)
+            made = record(Contract(self.out, self.right, kept, over), g, b)
+            result[0] = _spread(made, kept, self.left, a.type)
         if b.needs_grad:
-            over = "".join(c for c in self.out if c not in self.right)
-            result[1] = record(Contract(self.left, self.out, self.right, over), a, g)
+            kept, over = self._cotangent(self.right, self.left)
+            made = record(Contract(self.left, self.out, kept, over), a, g)
+            result[1] = _spread(made, kept, self.right, b.type)
         return result
+
+    def _cotangent(self, own: str, other: str) -> tuple[str, str]:
+        """The axes of a side that its cotangent's contraction has, and those it sums over."""
+        there = dict.fromkeys(self.out + other)
+        return "".join(c for c in own if c in there), "".join(c for c in there if c not in own)
 
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
         a, b = inputs
@@ -116,10 +132,24 @@ class Contract(Operator):
         return at
 
 
+def _spread(x: Handle, letters: str, every: str, t: TensorType) -> Handle:
+    """x with the axes that were summed over on one side alone spread again."""
+    if letters == every:
+        return x
+    shape = [d if c in letters else 1 for c, d in zip(every, t.shape, strict=True)]
+    return broadcast_to(reshape(x, shape), t.shape)
+
+
 def contract(a: Any, b: Any, spec: str) -> Handle:
     """A general contraction, `contract(x, w, "mk,kn->mn")`; see `Contract`."""
-    inputs, out = spec.replace(" ", "").split("->")
-    left, right = inputs.split(",")
+    parts = re.fullmatch(r"([a-zA-Z]*),([a-zA-Z]*)->([a-zA-Z]*)", str(spec).replace(" ", ""))
+    if parts is None:
+        raise ShapeError(
+            "contract takes the letters of two sides and of the result",
+            repr(spec),
+            "e.g. contract(x, w, 'mk,kn->mn')",
+        )
+    left, right, out = parts.groups()
     a, b = operand(a), operand(b)
     dtype = promote(a.type.dtype, b.type.dtype, "contract")
     over = "".join(dict.fromkeys(c for c in left + right if c not in out))
@@ -144,10 +174,10 @@ def matmul(a: Any, b: Any) -> Handle:
     n = "n" if tb.rank > 1 else ""
     batch_a, batch_b = ta.shape[: -2 if m else -1], tb.shape[: -2 if n else -1]
     if not batch_b:
-        letters = "abcdefgh"[: len(batch_a)]
+        letters = BATCH[: len(batch_a)]
         return record(Contract(letters + m + "k", "k" + n, letters + m + n, "k"), a, b)
     batch = broadcast_shapes(batch_a, batch_b, "matmul")
-    letters = "abcdefgh"[: len(batch)]
+    letters = BATCH[: len(batch)]
     a = broadcast_to(a, (*batch, *ta.shape[len(batch_a) :]))
     b = broadcast_to(b, (*batch, *tb.shape[len(batch_b) :]))
     return record(Contract(letters + m + "k", letters + "k" + n, letters + m + n, "k"), a, b)
@@ -156,6 +186,10 @@ def matmul(a: Any, b: Any) -> Handle:
 @composite
 def linear(x: Handle, weight: Handle, bias: Handle | None = None) -> Handle:
     """x @ weight.T + bias: x (..., in), weight (out, in), bias (out) -> (..., out)."""
+    if weight.type.rank != 2:
+        raise ShapeError(
+            "linear takes a weight (out, in)", f"{weight.type}", "matmul takes other shapes"
+        )
     have, want = x.type.shape[-1] if x.type.rank else 0, weight.type.shape[-1]
     if have != want:
         raise ShapeError(
@@ -164,6 +198,6 @@ def linear(x: Handle, weight: Handle, bias: Handle | None = None) -> Handle:
             "flatten the input, or build the layer with that in_features",
         )
     lead = x.type.shape[:-1]
-    letters = "abcdefgh"[: len(lead)]
+    letters = BATCH[: len(lead)]
     product = record(Contract(letters + "k", "nk", letters + "n", "k"), x, weight)
     return product if bias is None else add(product, bias)

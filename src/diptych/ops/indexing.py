@@ -12,7 +12,7 @@ from diptych.errors import DtypeError, ShapeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
-from diptych.ops.base import Handle, convert, operand, primitive, record
+from diptych.ops.base import Handle, convert, operand, primitive, record, whole
 from diptych.ops.elementwise import add, equal, multiply
 from diptych.ops.shape import Slice, expand_dims, normal_axis, reshape, transpose
 
@@ -84,7 +84,9 @@ class ScatterAdd(Operator):
     def reference(self, *inputs: Array) -> Array:
         index, update = inputs
         result = np.zeros(self.shape, update.dtype)  # type: ignore[type-var]
-        np.add.at(result, index.reshape(-1), update.reshape(-1, *update.shape[index.ndim :]))
+        np.add.at(
+            result, index.reshape(-1), update.reshape(index.size, *update.shape[index.ndim :])
+        )
         return result
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
@@ -142,7 +144,7 @@ def gather(x: Any, index: Any, axis: int = 0) -> Handle:
 def scatter_add(index: Any, update: Any, size: int) -> Handle:
     """Rows summed by position: index (n,), update (n, d) -> (size, d)."""
     index, update = operand(index), operand(update)
-    shape = (size, *update.type.shape[index.type.rank :])
+    shape = (whole(size, "a size", 0), *update.type.shape[index.type.rank :])
     return record(ScatterAdd(shape), index, update)
 
 
@@ -156,7 +158,12 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Ha
         raise ShapeError("arange moves on", f"step {step}", "a step above or below 0")
     numbers = (start, stop, step)
     if any(isinstance(v, float) for v in numbers):
-        size = max(0, int(np.ceil((stop - start) / step)))
+        count = np.ceil((stop - start) / step)
+        if not np.isfinite(count):
+            raise ShapeError(
+                "arange ends somewhere", f"from {start} to {stop} by {step}", "finite numbers"
+            )
+        size = max(0, int(count))
         base = convert(record(Arange(size)), as_dtype("f64"))
         return convert(add(multiply(base, float(step)), float(start)), as_dtype(dtype or f32))
     if isinstance(stop, Dim) or isinstance(start, Dim):
@@ -174,7 +181,7 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Ha
 def one_hot(index: Any, classes: Dimension, dtype: Any = f32) -> Handle:
     """1 where the last axis equals the index, else 0: (n,) -> (n, classes)."""
 
-    index = operand(index)
+    index, classes = operand(index), whole(classes, "the number of classes", 0)
     _need_integer(index.type, "one_hot")
     spread = expand_dims(index, -1)
     return convert(equal(spread, arange(classes, dtype=index.type.dtype)), as_dtype(dtype))

@@ -13,7 +13,17 @@ from diptych.graph.node import Node, Operator, Source
 from diptych.graph.record import current
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
-from diptych.ops.base import Handle, composite, is_scalar, need_float, operand, primitive, record
+from diptych.ops.base import (
+    Handle,
+    as_shape,
+    composite,
+    is_scalar,
+    need_float,
+    operand,
+    primitive,
+    record,
+    whole,
+)
 from diptych.ops.elementwise import (
     add,
     cast,
@@ -115,16 +125,9 @@ class Uniform(Operator):
         return at
 
 
-def _shape(shape: Any) -> tuple[Dimension, ...]:
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if any(isinstance(d, int) and d < 0 for d in sizes):
-        raise ShapeError("a size is not negative", f"{list(sizes)}", "check the shape")
-    return sizes
-
-
 def uniform(shape: Any, low: float = 0.0, high: float = 1.0) -> Handle:
     """low + u * (high - low), u from 0 to 1 - 2^-24, f32."""
-    u = record(Uniform(_shape(shape)), current().random_state())
+    u = record(Uniform(as_shape(shape)), current().random_state())
     if (low, high) == (0.0, 1.0):
         return u
     return add(multiply(u, high - low), low)
@@ -132,7 +135,9 @@ def uniform(shape: Any, low: float = 0.0, high: float = 1.0) -> Handle:
 
 def normal(shape: Any, mean: float = 0.0, std: float = 1.0) -> Handle:
     """z * std + mean, z from the standard normal distribution as `normal_from` has it, f32."""
-    z = normal_from(_shape(shape), current().random_state())
+    if not std >= 0:
+        raise ValueRangeError("a standard deviation is not negative", f"std={std}", "e.g. 1.0")
+    z = normal_from(as_shape(shape), current().random_state())
     return add(multiply(z, std), mean) if (mean, std) != (0.0, 1.0) else z
 
 
@@ -149,7 +154,7 @@ def permutation(n: int) -> Handle:
     """0 .. n-1 in random order, i64 (n,): element i is the rank of word i among n words, the first
     of equal words being the lower. Takes time n^2; for whole data sets there is `data.permutation`.
     """
-    (size,) = _shape(n)
+    size = whole(n, "a size", 0)
     return rank(record(Words(size), current().random_state()))
 
 
@@ -169,7 +174,9 @@ def bernoulli(p: Any, shape: Any = None) -> Handle:
     if is_scalar(p):
         if shape is None:
             raise ShapeError("bernoulli of one number needs a shape", f"p={p}", "shape=(3,)")
-        return less(record(Uniform(_shape(shape)), current().random_state()), float(p))
+        if not 0.0 <= p <= 1.0:
+            raise ValueRangeError("a probability lies from 0 to 1", f"p={p}", "e.g. 0.5")
+        return less(record(Uniform(as_shape(shape)), current().random_state()), float(p))
     p = operand(p)
     return less(record(Uniform(p.type.shape), current().random_state()), p)
 

@@ -283,7 +283,7 @@ def _axes(axis: Any, x: Handle, what: str) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(rank))
     listed = axis if isinstance(axis, list | tuple) else (axis,)
-    return tuple(sorted({normal_axis(int(a), rank, what) for a in listed}))
+    return tuple(sorted({normal_axis(a, rank, what) for a in listed}))
 
 
 def _reduce(make: Any, x: Any, axis: Any, keepdims: bool) -> Handle:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diptych.dtypes import (
-    Dim,
     Dimension,
     Shape,
     TensorType,
@@ -23,7 +22,7 @@ from diptych.errors import ShapeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
-from diptych.ops.base import Handle, convert, operand, primitive, record
+from diptych.ops.base import Handle, as_shape, convert, operand, primitive, record, whole
 
 Array = np.ndarray[Any, Any]
 
@@ -89,8 +88,8 @@ class Broadcast(Operator):
 
 def broadcast_to(x: Any, shape: Sequence[Dimension]) -> Handle:
     """x spread to `shape`: (3, 1) -> (3, 4)."""
-    x = operand(x)
-    return x if x.type.shape == tuple(shape) else record(Broadcast(tuple(shape)), x)
+    x, shape = operand(x), as_shape(shape)
+    return x if x.type.shape == shape else record(Broadcast(shape), x)
 
 
 @primitive
@@ -136,14 +135,14 @@ def reshape(x: Any, *shape: Any) -> Handle:
     """x under another shape; one dimension may be -1: (2, 6) -> (3, 4)."""
     x = operand(x)
     dims = shape[0] if len(shape) == 1 and isinstance(shape[0], list | tuple) else shape
-    sizes: list[Dimension] = [d if isinstance(d, Dim) else int(d) for d in dims]
-    holes = [n for n, d in enumerate(sizes) if isinstance(d, int) and d == -1]
-    if any(isinstance(d, int) and d < -1 for d in sizes) or len(holes) > 1:
+    listed: list[Dimension] = [whole(d, "a size") for d in dims]
+    holes = [n for n, d in enumerate(listed) if isinstance(d, int) and d == -1]
+    if any(isinstance(d, int) and d < -1 for d in listed) or len(holes) > 1:
         raise ShapeError(
             "reshape takes sizes, at most one of them -1", f"{list(dims)}", "give the others"
         )
     if holes:
-        known = product(d for n, d in enumerate(sizes) if n != holes[0])
+        known = product(d for n, d in enumerate(listed) if n != holes[0])
         rest = exact_quotient(x.type.size, known) if known != 0 else 0
         if rest is None:
             raise ShapeError(
@@ -151,10 +150,10 @@ def reshape(x: Any, *shape: Any) -> Handle:
                 f"{x.type} has {x.type.size}, not a multiple of {known}",
                 "check the other dimensions",
             )
-        sizes[holes[0]] = rest
-    if tuple(sizes) == x.type.shape:
+        listed[holes[0]] = rest
+    if tuple(listed) == x.type.shape:
         return x
-    return record(Reshape(tuple(sizes)), x)
+    return record(Reshape(tuple(listed)), x)
 
 
 @primitive
@@ -189,7 +188,9 @@ def transpose(x: Any, order: Sequence[int] | None = None) -> Handle:
     """Axes in another order, reversed by default: (2, 3, 4) -> (4, 3, 2)."""
     x = operand(x)
     rank = x.type.rank
-    axes = tuple(range(rank))[::-1] if order is None else tuple(a % rank for a in order)
+    axes = tuple(range(rank))[::-1]
+    if order is not None:
+        axes = tuple(normal_axis(a, rank, "transpose") for a in order)
     return x if axes == tuple(range(rank)) else record(Transpose(axes), x)
 
 
@@ -289,15 +290,16 @@ class Place(Operator):
 
 def pad(x: Any, widths: Sequence[tuple[int, int]]) -> Handle:
     """Zeros around x: one (before, after) pair per axis."""
-    x = operand(x)
-    if len(widths) != x.type.rank:
+    x, pairs = operand(x), [as_shape(w) for w in widths]
+    if len(pairs) != x.type.rank or any(len(p) != 2 for p in pairs):
         raise ShapeError(
             "pad takes one (before, after) pair per axis",
-            f"{len(widths)} pairs for {x.type}",
+            f"{widths!r} for {x.type}",
             "use (0, 0) for axes that stay",
         )
-    shape = tuple(d + a + b for d, (a, b) in zip(x.type.shape, widths, strict=True))
-    return record(Place(tuple(a for a, _ in widths), shape, (1,) * x.type.rank), x)
+    shape = tuple(d + a + b for d, (a, b) in zip(x.type.shape, pairs, strict=True))
+    starts = tuple(int(a) for a, _ in pairs)  # type: ignore[arg-type]
+    return record(Place(starts, shape, (1,) * x.type.rank), x)
 
 
 @primitive
@@ -365,12 +367,13 @@ class Concat(Operator):
         return at
 
 
-def normal_axis(axis: int, rank: int, what: str) -> int:
+def normal_axis(axis: Any, rank: int, what: str) -> int:
+    axis = whole(axis, "an axis")
     if not -rank <= axis < rank:
         raise ShapeError(
             f"{what} takes an axis from {-rank} to {rank - 1}", f"axis {axis}", "check the rank"
         )
-    return axis % rank
+    return int(axis % rank)
 
 
 def concat(tensors: Sequence[Any], axis: int = 0) -> Handle:
