@@ -273,6 +273,66 @@ def test_dygraph_gradients_are_those_of_the_last_backward():
     assert not fluid.in_dygraph_mode()
 
 
+A, B = np.array([[7, -7, 3]], np.int64), np.array([[2, 2, -2]], np.int64)
+F, G = np.array([[7.5, -7.5, 3]], np.float32), np.array([[2, 2, -2]], np.float32)
+ARITHMETIC = {  # what 1.8.5 gives: of integers A and B, of floats F and G
+    "x + y": ([9, -5, 1], [9.5, -5.5, 1]), "x - y": ([5, -9, 5], [5.5, -9.5, 5]),
+    "x * y": ([14, -14, -6], [15, -15, -6]), "x / y": ([3, -3, -1], [3.75, -3.75, -1.5]),
+    "x % y": ([1, -1, 1], [1.5, 0.5, -1]), "x ** y": ([49, 49, 0], [56.25, 56.25, 1 / 9]),
+    "x + 2": ([9, -5, 5], [9.5, -5.5, 5]), "2 - x": ([-5, 9, -1], [-5.5, 9.5, -1]),
+    "2 * x": ([14, -14, 6], [15, -15, 6]), "x / 2": ([3, -3, 1], [3.75, -3.75, 1.5]),
+    "2 / x": ([0, 0, 0], [2 / 7.5, -2 / 7.5, 2 / 3]), "-x": ([-7, 7, -3], [-7.5, 7.5, -3]),
+    "x % 2": ([1, -1, 1], [1.5, 0.5, 1]), "x ** 2": ([49, 49, 9], [56.25, 56.25, 9]),
+    "2 ** x": ([128, 0, 8], [2**7.5, 2**-7.5, 8]), "x < y": ([0, 1, 0], [0, 1, 0]),
+    "x == x": ([1, 1, 1], [1, 1, 1]), "x >= 3": ([1, 0, 1], [1, 0, 1]),
+    "2 > x": ([0, 1, 0], [0, 1, 0]), "x != 3": ([1, 1, 0], [1, 1, 0]),
+    "x <= y": ([0, 1, 0], [0, 1, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ARITHMETIC)
+def test_pythons_operators_in_both_modes(text):
+    for (x, y), want in zip(((A, B), (F, G)), ARITHMETIC[text], strict=True):
+        with fluid.dygraph.guard():
+            given = {"x": dygraph.to_variable(x), "y": dygraph.to_variable(y)}
+            dynamic = eval(text, given).numpy()
+        place = {n: fluid.layers.data(f"{n}{x.dtype}", [3], dtype=x.dtype.name) for n in "xy"}
+        feed = {place["x"].name: x, place["y"].name: y}
+        feed = feed if "y" in text else {place["x"].name: x}
+        (static,) = fluid.Executor().run(feed=feed, fetch_list=[eval(text, dict(place))])
+        assert static.tobytes() == dynamic.tobytes() and static.dtype == dynamic.dtype
+        assert static.dtype == (bool if any(c in text for c in "<>!=") else x.dtype)
+        assert np.abs(static.astype("f8") - [want]).max() < 1e-4
+        framework.STATE.main = framework.Program()
+
+
+def test_operators_that_1_8_5_refuses():
+    with fluid.dygraph.guard():
+        x, f = dygraph.to_variable(A), dygraph.to_variable(F)
+        assert (x // 2).numpy().tolist() == [[3, -3, 1]] and [len(r.shape) for r in x] == [1]
+        for wrong, error in ((lambda: x + 2.5, AssertionError), (lambda: f + x, TypeError),
+                             (lambda: f // 2, EnforceNotMet), (lambda: f + "a", TypeError),
+                             (lambda: f + f[:, :2], EnforceNotMet)):  # fmt: skip
+            with pytest.raises(error):
+                wrong()
+        assert len({x, f}) == 2
+
+
+def test_the_learning_rate_is_a_variable_of_the_scope():
+    _, cost, _ = network()
+    fluid.optimizer.SGD(0.25).minimize(cost)
+    executor = fluid.Executor()
+    executor.run(fluid.default_startup_program())
+    rate = fluid.global_scope().find_var("learning_rate_0").get_tensor()
+    assert np.array(rate).tolist() == [0.25]
+    names = [p.name for p in fluid.default_main_program().all_parameters()]
+    assert names == ["fc_0.w_0", "fc_0.b_0", "fc_1.w_0", "fc_1.b_0"]
+    before, ((x, y), *_) = scope_values(), batches()
+    rate.set(np.zeros(1, np.float32))
+    executor.run(feed={"image": x, "label": y})
+    assert scope_values() == before
+
+
 def test_errors_of_programs():
     executor = fluid.Executor()
     with pytest.warns(UserWarning, match="empty"):

@@ -16,7 +16,7 @@ import numpy as np
 import diptych as dp
 from diptych.fluid import files
 from diptych.fluid.core import EnforceNotMet, VarType
-from diptych.fluid.framework import STATE, Helper, Program, UniqueNames, _arithmetic, activations
+from diptych.fluid.framework import STATE, Arithmetic, Helper, Program, UniqueNames, activations
 from diptych.fluid.initializer import Constant, Xavier
 from diptych.fluid.layers import initialiser
 from diptych.fluid.operators import fluid_linear
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 NAMES_KEY = "StructuredToParameterName@@"
 
 
-class VarBase:
+class VarBase(Arithmetic):
     """A value of the dynamic panel."""
 
     def __init__(self, tensor: Any, name: str = "") -> None:
@@ -82,6 +82,9 @@ class VarBase:
     def __len__(self) -> int:
         return len(self.tensor)
 
+    def __iter__(self) -> Iterator[VarBase]:
+        return (self[n] for n in range(len(self)))
+
     def _number(self) -> Any:
         value = self.numpy()
         assert value.size == 1, "only a variable of one element is a number or a truth"
@@ -99,18 +102,6 @@ class VarBase:
     def __getitem__(self, key: Any) -> VarBase:
         picked = self.tensor[key]
         return VarBase(picked.reshape(1) if picked.shape == () else picked)
-
-    def __add__(self, other: Any) -> Any:
-        return _arithmetic("elementwise_add", self, other)
-
-    def __sub__(self, other: Any) -> Any:
-        return _arithmetic("elementwise_sub", self, other)
-
-    def __mul__(self, other: Any) -> Any:
-        return _arithmetic("elementwise_mul", self, other)
-
-    def __truediv__(self, other: Any) -> Any:
-        return _arithmetic("elementwise_div", self, other)
 
     def __repr__(self) -> str:
         return f"name {self.name}, dtype: {self.dtype} shape: {self.shape}\n{self.numpy()}"

@@ -36,12 +36,113 @@ class Operation:
     attributes: dict[str, Any]
 
 
-class Variable:
+class Arithmetic:
+    """Python's operators, of variables in both modes."""
+
+    tensor: Any
+
+    __hash__ = object.__hash__
+
+    def __add__(self, other: Any) -> Any:
+        return (
+            _scaled(self, 1.0, other)
+            if _is_number(other)
+            else _binary("elementwise_add", self, other)
+        )
+
+    def __sub__(self, other: Any) -> Any:
+        return (
+            _scaled(self, 1.0, -other)
+            if _is_number(other)
+            else _binary("elementwise_sub", self, other)
+        )
+
+    def __rsub__(self, other: Any) -> Any:
+        return _scaled(self, -1.0, other)
+
+    def __mul__(self, other: Any) -> Any:
+        return (
+            _scaled(self, other, 0.0)
+            if _is_number(other)
+            else _binary("elementwise_mul", self, other)
+        )
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __neg__(self) -> Any:
+        return _scaled(self, -1.0, 0.0)
+
+    def __truediv__(self, other: Any) -> Any:
+        return _binary("elementwise_div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return _binary("elementwise_div", _constant(self, other), self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return _binary("elementwise_floordiv", self, other)
+
+    def __mod__(self, other: Any) -> Any:
+        return _binary("elementwise_mod", self, other)
+
+    def __pow__(self, other: Any) -> Any:
+        return _binary("elementwise_pow", self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return _binary("elementwise_pow", _constant(self, other), self)
+
+    def __lt__(self, other: Any) -> Any:
+        return _binary("less_than", self, other)
+
+    def __le__(self, other: Any) -> Any:
+        return _binary("less_equal", self, other)
+
+    def __gt__(self, other: Any) -> Any:
+        return _binary("greater_than", self, other)
+
+    def __ge__(self, other: Any) -> Any:
+        return _binary("greater_equal", self, other)
+
+    def __eq__(self, other: Any) -> Any:
+        return _binary("equal", self, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return _binary("not_equal", self, other)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
+
+
+def _scaled(x: Any, scale: float, bias: float) -> Any:
+    """x * scale + bias; of integers a whole number each."""
+    if not x.tensor.dtype.is_float:
+        assert scale == int(scale) and bias == int(bias), "an integer variable and a fraction"
+    return Helper("tmp").op("scale", {"X": [x]}, scale=float(scale), bias=float(bias))
+
+
+def _constant(like: Any, value: Any) -> Any:
+    """A number beside a variable: shape (1,), of its dtype; fractions of integers are cut off."""
+    value = float(value) if like.tensor.dtype.is_float else float(int(value))
+    dtype = int(VarType.of(like.tensor.dtype.numpy))
+    return Helper("tmp").op("fill_constant", {}, shape=[1], dtype=dtype, value=value)
+
+
+def _binary(type: str, x: Any, y: Any) -> Any:
+    if _is_number(y):
+        y = _constant(x, y)
+    if not isinstance(y, Arithmetic):
+        raise TypeError(f"a variable and {y.__class__.__name__} have no operator in common")
+    if x.tensor.dtype != y.tensor.dtype:
+        raise TypeError(f"the dtypes differ: {x.tensor.dtype} and {y.tensor.dtype}")
+    return Helper("tmp").op(type, {"X": [x], "Y": [y]}, axis=-1)
+
+
+class Variable(Arithmetic):
     """A named value of a program."""
 
     def __init__(self, program: Program, name: str, tensor: Any, persistable: bool = False) -> None:
         self.program, self.name, self.tensor = program, name, tensor
-        self.persistable = persistable
+        self.persistable, self.is_parameter = persistable, isinstance(tensor, dp.Parameter)
         self.stop_gradient = not (isinstance(tensor, dp.Parameter) and tensor.trainable)
 
     @property
@@ -51,18 +152,6 @@ class Variable:
     @property
     def dtype(self) -> VarType:
         return VarType.of(self.tensor.dtype.numpy)
-
-    def __add__(self, other: Any) -> Any:
-        return _arithmetic("elementwise_add", self, other)
-
-    def __sub__(self, other: Any) -> Any:
-        return _arithmetic("elementwise_sub", self, other)
-
-    def __mul__(self, other: Any) -> Any:
-        return _arithmetic("elementwise_mul", self, other)
-
-    def __truediv__(self, other: Any) -> Any:
-        return _arithmetic("elementwise_div", self, other)
 
     def __repr__(self) -> str:
         return f"Variable({self.name}, shape={list(self.shape)}, dtype={self.dtype})"
@@ -97,7 +186,7 @@ class Program:
         return self
 
     def all_parameters(self) -> list[Variable]:
-        return [v for v in self.variables.values() if isinstance(v.tensor, dp.Parameter)]
+        return [v for v in self.variables.values() if v.is_parameter]
 
     def list_vars(self) -> Iterator[Variable]:
         yield from self.variables.values()
@@ -177,7 +266,10 @@ class Helper:
         """The first output of an operator."""
         if self.dygraph:
             operands = [v.tensor for vs in inputs.values() for v in vs]
-            return STATE.tracer.variable(OPERATORS[type].run(operands, attributes))
+            try:
+                return STATE.tracer.variable(OPERATORS[type].run(operands, attributes))
+            except dp.DiptychError as problem:
+                raise EnforceNotMet(str(problem)) from problem
         names = [STATE.names.make(f"{self.name}.tmp") for _ in OPERATORS[type].outputs]
         return STATE.main.append(type, inputs, names, attributes)
 
@@ -219,17 +311,6 @@ class Helper:
 def activations() -> list[str]:
     """Operators of one input, which layers take as `act`."""
     return list(ACTIVATIONS)
-
-
-def _arithmetic(type: str, a: Any, b: Any) -> Any:
-    helper = Helper("tmp")
-    if isinstance(b, int | float):
-        scale, bias = {
-            "elementwise_add": (1.0, float(b)), "elementwise_sub": (1.0, -float(b)),
-            "elementwise_mul": (float(b), 0.0), "elementwise_div": (1.0 / b if b else 0.0, 0.0),
-        }[type]  # fmt: skip
-        return helper.op("scale", {"X": [a]}, scale=scale, bias=bias)
-    return helper.op(type, {"X": [a], "Y": [b]}, axis=-1)
 
 
 class ScopeTensor:

@@ -109,7 +109,7 @@ def cross_entropy(
 def mean(x: Any, name: str | None = None) -> Any:
     """The mean of everything, shape (1,)."""
     if not x.tensor.dtype.is_float:
-        raise EnforceNotMet(f"mean takes floats, not {x.tensor.dtype.numpy.name}")
+        raise TypeError(f"mean takes floats, not {x.tensor.dtype.numpy.name}")
     return Helper("mean", name).op("mean", {"X": [x]})
 
 
@@ -132,6 +132,7 @@ def reshape(
     name: str | None = None,
 ) -> Any:
     """0 keeps a size, one -1 is inferred."""
+    assert list(shape).count(-1) <= 1, "Only one dimension value of 'shape' in reshape can be -1"
     helper = Helper("reshape2", name)
     out = helper.op("reshape2", {"X": [x]}, shape=[int(d) for d in shape])
     return helper.act(out, act)

@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 import diptych as dp
 import diptych.nn.functional as F
+from diptych.fluid.core import EnforceNotMet, VarType
 
 
 @dataclass(frozen=True)
@@ -95,22 +98,64 @@ def elementwise_mul(x: Any, y: Any, *, axis: int = -1) -> Any:
 
 @operator("elementwise_div", "X Y")
 def elementwise_div(x: Any, y: Any, *, axis: int = -1) -> Any:
-    return x / _aligned(x, y, axis)
+    y = _aligned(x, y, axis)
+    return x / y if x.dtype.is_float else _cut(x, y)
+
+
+def _cut(x: Any, y: Any) -> Any:
+    """The quotient of integers towards zero."""
+    down = x // y
+    return down + dp.cast((down * y != x) & (down < 0), x.dtype)
+
+
+@operator("elementwise_floordiv", "X Y")
+def elementwise_floordiv(x: Any, y: Any, *, axis: int = -1) -> Any:
+    """Of integers only, and towards zero: Paddle's name promises more than it does."""
+    if x.dtype.is_float:
+        raise EnforceNotMet(f"elementwise_floordiv takes integers, not {x.dtype.numpy.name}")
+    return _cut(x, _aligned(x, y, axis))
+
+
+@operator("elementwise_mod", "X Y")
+def elementwise_mod(x: Any, y: Any, *, axis: int = -1) -> Any:
+    """The rest has the sign of x for integers, and of y for floats."""
+    y = _aligned(x, y, axis)
+    return x % y if x.dtype.is_float else x - _cut(x, y) * y
+
+
+@operator("elementwise_pow", "X Y")
+def elementwise_pow(x: Any, y: Any, *, axis: int = -1) -> Any:
+    y = _aligned(x, y, axis)
+    if x.dtype.is_float:
+        return dp.pow(x, y)
+    return dp.cast(dp.pow(dp.cast(x, "f64"), dp.cast(y, "f64")), x.dtype)
+
+
+@operator("fill_constant", "")
+def fill_constant(*, shape: Sequence[int] = (), dtype: int = 5, value: float = 0.0) -> Any:
+    return dp.tensor(np.full(tuple(shape), value, VarType(dtype).numpy))
 
 
 @operator("scale")
 def scale(x: Any, *, scale: float = 1.0, bias: float = 0.0) -> Any:
+    number = float if x.dtype.is_float else int
     if (scale, bias) == (1.0, 0.0):
-        return x * 1.0
-    return x * scale + bias if scale != 1.0 else x + bias
+        return x * number(1)
+    return x * number(scale) + number(bias) if scale != 1.0 else x + number(bias)
 
 
 _PLAIN: dict[str, Callable[..., Any]] = {
     "relu": F.relu, "tanh": dp.tanh, "sigmoid": dp.sigmoid, "exp": dp.exp, "log": dp.log,
     "sqrt": dp.sqrt, "abs": dp.abs,
 }  # fmt: skip
+_COMPARED: dict[str, Callable[..., Any]] = {
+    "less_than": dp.less, "less_equal": dp.less_equal, "greater_than": dp.greater,
+    "greater_equal": dp.greater_equal, "equal": dp.equal, "not_equal": dp.not_equal,
+}  # fmt: skip
 for _name, _function in _PLAIN.items():
     operator(_name)(_function)
+for _name, _function in _COMPARED.items():
+    operator(_name, "X Y")(_function)
 
 
 @operator("leaky_relu")

@@ -9,7 +9,7 @@ import numpy as np
 
 import diptych as dp
 from diptych import optim
-from diptych.fluid.framework import STATE, Program, Variable
+from diptych.fluid.framework import SCOPE, STATE, Program, Variable
 
 
 class _Rate:
@@ -108,7 +108,10 @@ class Optimizer:
         self.inner.rate_variable = dp.Parameter(rate, trainable=False, name=name)
         if STATE.tracer is None:
             made = self.inner.rate_variable
-            STATE.main.variables[name] = Variable(STATE.main, name, made, persistable=True)
+            variable = Variable(STATE.main, name, made, persistable=True)
+            variable.is_parameter = False
+            STATE.main.variables[name] = variable
+            SCOPE.put(name, made)
         return self.inner
 
     def _name_gradients(
