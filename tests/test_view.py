@@ -50,6 +50,60 @@ def check(svg):
             assert begin >= left and begin + reach <= left + width, text.text
 
 
+def arrows(svg):
+    """The straight pieces of every arrow."""
+    ways = [
+        [tuple(map(float, p.split())) for p in e.get("d")[1:].split("L")]
+        for e in ElementTree.fromstring(svg).iter()
+        if e.get("class") in ("forward", "back")
+    ]
+    return [list(itertools.pairwise(way)) for way in ways]
+
+
+def labels(svg):
+    """(left, top, right, bottom) of the texts beside arrows."""
+    found = []
+    for e in ElementTree.fromstring(svg).iter():
+        if "halo" in e.get("class", ""):
+            x, y, half = float(e.get("x")), float(e.get("y")), 6.6 * len(e.text) / 2
+            found.append((x - half, y - 9, x + half, y + 2))
+    return found
+
+
+def meets(piece, box):
+    """Whether a short straight piece passes through a box."""
+    (x0, y0), (x1, y1) = piece
+    for n in range(11):
+        x, y = x0 + (x1 - x0) * n / 10, y0 + (y1 - y0) * n / 10
+        if box[0] < x < box[2] and box[1] < y < box[3]:
+            return True
+    return False
+
+
+def check_arrows(svg):
+    """Labels lie on no arrow, box or other label; an arrow forward and the one back stay apart."""
+    for label in labels(svg):
+        for box in boxes(svg) + [b for b in labels(svg) if b is not label and b != label]:
+            apart = label[2] <= box[0] or box[2] <= label[0]
+            assert apart or label[3] <= box[1] or box[3] <= label[1], (label, box)
+        for arrow in arrows(svg):
+            assert not any(meets(piece, label) for piece in arrow), (label, arrow)
+    for one, other in itertools.combinations(arrows(svg), 2):
+        for (x, y), _ in one[1:]:
+            for (p, q), _ in other[1:]:
+                assert np.hypot(x - p, y - q) > 3, "two arrows meet"
+
+
+@pytest.mark.parametrize("name", ["sum", "network"])
+@pytest.mark.parametrize("style", ["operators", "data"])
+def test_figures_can_be_read(name, style):
+    main(["draw", name, "--style", style, "--out", "figure.svg"])
+    svg = Path("figure.svg").read_text()
+    assert len(arrows(svg)) > 6 and len(labels(svg)) > 6
+    check(svg)
+    check_arrows(svg)
+
+
 def test_the_sum_of_the_article_in_both_conventions():
     a = dp.tensor(3.0, requires_grad=True)
     b = dp.tensor(4.0, requires_grad=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import dataclass
 from html import escape
 
 from diptych.view.layout import CHARACTER, LINE, PADDING, Layout, Place
@@ -23,17 +26,20 @@ ARROWS = """
 <marker id="from" viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="7" markerHeight="7"
  orient="auto"><path d="M0 0L8 4L0 8z" fill="#b3261e"/></marker>
 """
-OFFSET = 5.0  # between an arrow and the one that flows back
+OFFSET = 7.0  # between an arrow and the one that flows back
+STEPS = 24  # straight pieces of a stretch of an arrow
+CLEAR, HALF_LINE = 5.0, 6.0  # between a label and its arrow; half the height of a label
+
+Point = tuple[float, float]
 
 
 def render(picture: Picture, layout: Layout) -> str:
     """A whole SVG document."""
     routes = _apart(picture, layout)
+    labels = [_labels(a, r) for a, r in zip(picture.arrows, routes, strict=True)]
     left, right = 0.0, layout.width
-    for arrow, route in zip(picture.arrows, routes, strict=True):  # no label is cut
-        middle = (route[-2][0] + route[-1][0]) / 2
-        room = 20 + CHARACTER * len(f"{arrow.label} {arrow.value}")
-        left, right = min(left, middle - room), max(right, middle + room)
+    for label in (one for some in labels for one in some):  # no label is cut
+        left, right = min(left, label.x - label.reach - 8), max(right, label.x + label.reach + 8)
     width, height = f"{right - left:.0f}", f"{layout.height:.0f}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -45,12 +51,12 @@ def render(picture: Picture, layout: Layout) -> str:
         parts += _lines(arrow, route)
     for box, place in zip(picture.boxes, layout.places, strict=True):
         parts += _box(box, place)
-    for arrow, route in zip(picture.arrows, routes, strict=True):
-        parts += _labels(arrow, route)
+    parts += [_text(label.text, label.x, label.y + 4, f"{label.kind} halo")
+              for some in labels for label in some]  # fmt: skip
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _apart(picture: Picture, layout: Layout) -> list[list[tuple[float, float]]]:
+def _apart(picture: Picture, layout: Layout) -> list[list[Point]]:
     """Arrows that share a box meet it side by side, in the order of their other ends."""
     routes = [list(route) for route in layout.routes]
     for end, own in ((-1, "target"), (0, "source")):
@@ -68,46 +74,71 @@ def _apart(picture: Picture, layout: Layout) -> list[list[tuple[float, float]]]:
     return routes
 
 
-def _path(points: list[tuple[float, float]], shift: float = 0.0) -> str:
-    """A smooth way down through the points."""
-    x, y = points[0]
-    out = f"M{x + shift:.1f} {y:.1f}"
-    for a, b in zip(points[1:], points[:-1], strict=True):
-        middle = (a[1] + b[1]) / 2
-        out += (
-            f"C{b[0] + shift:.1f} {middle:.1f} {a[0] + shift:.1f} {middle:.1f} "
-            f"{a[0] + shift:.1f} {a[1]:.1f}"
-        )
-    return out
+def _points(route: list[Point], shift: float) -> list[Point]:
+    """A smooth way through a route, moved to its left by `shift`: it leaves and meets boxes
+    upright, and two ways that are moved apart stay so where they are flat."""
+    found = []
+    for (x0, y0), (x1, y1) in itertools.pairwise(route):
+        for n in range(STEPS + 1):
+            t = n / STEPS
+            mix = t * t * (3 - 2 * t)  # a cubic with upright ends
+            x, y = x0 + (x1 - x0) * mix, y0 + (y1 - y0) * (1.5 * t - 1.5 * t * t + t**3)
+            left = _left(6 * t * (1 - t) * (x1 - x0), (1.5 - 3 * t + 3 * t * t) * (y1 - y0))
+            found.append((x + shift * left[0], y + shift * left[1]))
+    return found
 
 
-def _lines(arrow: Arrow, route: list[tuple[float, float]]) -> list[str]:
-    shift = -OFFSET / 2 if arrow.partial else 0.0
-    lines = [f'<path class="forward" d="{_path(route, shift)}" marker-end="url(#to)"/>']
+def _left(dx: float, dy: float) -> Point:
+    """The unit vector to the left of a way down."""
+    length = math.hypot(dx, dy)
+    return -dy / length, dx / length
+
+
+def _path(points: list[Point]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _lines(arrow: Arrow, route: list[Point]) -> list[str]:
+    shift = OFFSET / 2 if arrow.partial else 0.0
+    way = _path(_points(route, shift))
+    lines = [f'<path class="forward" d="{way}" marker-end="url(#to)"/>']
     if arrow.partial:
-        back = _path(route[::-1], OFFSET / 2 + 1)
+        back = _path(_points(route, -shift)[::-1])
         lines.append(f'<path class="back" d="{back}" marker-end="url(#from)"/>')
     return lines
 
 
-def _labels(arrow: Arrow, route: list[tuple[float, float]]) -> list[str]:
-    """Beside the middle of the last stretch: forward on the left, back on the right."""
+@dataclass(frozen=True)
+class Label:
+    """Text with its middle, and half its width."""
+
+    text: str
+    kind: str
+    x: float
+    y: float
+
+    @property
+    def reach(self) -> float:
+        return CHARACTER * len(self.text) / 2
+
+
+def _labels(arrow: Arrow, route: list[Point]) -> list[Label]:
+    """Beside the middle of the last stretch, off the arrows: what flows forward on the left, what
+    flows back on the right."""
     (x0, y0), (x1, y1) = route[-2], route[-1]
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2 + 4
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    normal = _left(2 * (x1 - x0), y1 - y0)
     forward = " ".join(t for t in (arrow.label, arrow.value) if t)
-    parts = []
-    if forward:
-        anchor, at = ("end", x - OFFSET - 2) if arrow.partial else ("start", x + OFFSET)
-        parts.append(
-            f'<text class="value halo" x="{at:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-            f"{escape(forward)}</text>"
-        )
-    if arrow.partial and not arrow.shape:  # the box says the shape
-        parts.append(
-            f'<text class="partial halo" x="{x + OFFSET + 3:.1f}" y="{y:.1f}">'
-            f"{escape(arrow.partial)}</text>"
-        )
-    return parts
+    back = "" if arrow.shape else arrow.partial  # the box says the shape
+    made = []
+    for text, kind, side in ((forward, "value", 1 if arrow.partial else -1),
+                             (back, "partial", -1)):  # fmt: skip
+        if text:
+            half = CHARACTER * len(text) / 2
+            away = half * abs(normal[0]) + HALF_LINE * abs(normal[1]) + CLEAR
+            away = side * (away + (OFFSET / 2 if arrow.partial else 0.0))
+            made.append(Label(text, kind, x + away * normal[0], y + away * normal[1]))
+    return made
 
 
 def _box(box: Box, place: Place) -> list[str]:
