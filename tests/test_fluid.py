@@ -472,11 +472,72 @@ def test_paths_are_probed_before_training_and_mapped(capsys, monkeypatch):
     assert outcome(capsys, "--map", "wrong", path)[0] == 1
 
 
-def test_a_failed_save_loses_nothing():
+def rescued(place):
+    (folder,) = Path(place).glob("diptych-rescue-*")
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_failed_save_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home").mkdir()
     Path("file").write_text("in the way")
-    with pytest.raises(UnwritableFileError, match="diptych-rescue"):
+    with pytest.raises(UnwritableFileError, match=r"Not a directory.*diptych-rescue"):
         files.write(Path("file/model/weights"), b"trained")
-    assert Path("diptych-rescue/weights").read_bytes() == b"trained"
+    assert rescued(".") == {"weights": b"trained"}
+
+
+@pytest.mark.parametrize("full", [["model"], ["model", "diptych-rescue"]])
+def test_a_full_disk_loses_no_file_of_a_model(full, tmp_path, monkeypatch):
+    """All files of a model go to one place: here, or at home where the disk here is full too."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("home", "work"):
+        Path(name).mkdir()
+    monkeypatch.chdir("work")
+    whole = files.write_whole
+
+    def write_whole(path, data):
+        place = path.absolute().relative_to(tmp_path).as_posix()
+        if len(data) > 50 and place.startswith(tuple(f"work/{f}" for f in full)):
+            raise OSError(28, "No space left on device")
+        whole(path, data)
+
+    train_static("sgd_0.1")
+    predict = fluid.default_main_program().var("fc_1.tmp_2")
+    save = lambda: fluid.io.save_inference_model("model", ["image"], [predict], None)  # noqa: E731
+    monkeypatch.setattr(files, "write_whole", write_whole)
+    with pytest.raises(UnwritableFileError, match="No space left"):
+        save()
+    found = rescued("." if len(full) == 1 else tmp_path / "home")
+    assert not list(Path(".").glob("diptych-rescue-*")) or len(full) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    save()
+    saved = {p.name: p.read_bytes() for p in Path("model").iterdir()}
+    assert set(found) == set(saved) and all(
+        found[n] == saved[n]
+        for n in saved
+        if n != "__model__"  # its target has another name
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "closed"])
+def test_a_folder_that_cannot_be_made_is_found_before_training(kind, capsys, monkeypatch):
+    path = script(
+        "import paddle.fluid as fluid\n"
+        "print('trained')\n"
+        "fluid.io.save_inference_model('/home/aistudio/model', [], [], None)\n"
+    )
+    Path("place").write_text("in the way")
+    if kind == "closed":
+        monkeypatch.setattr(Path, "exists", lambda self: raise_(PermissionError(13, "denied")))
+    code, out, err = outcome(capsys, "--map", "/home/aistudio=./place", path)
+    assert code == 1 and "trained" not in out
+    assert ("place is a file" if kind == "file" else "not yours to look into") in err
+    assert "(script.py:3)" in err
+
+
+def raise_(problem):
+    raise problem
 
 
 def test_a_gpu_that_is_not_there(capsys):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import struct
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,20 +33,56 @@ def mapped(path: Any) -> Path:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write whole; where the folder cannot be made or written, into ./diptych-rescue instead, and
-    then raise: trained weights are never lost."""
+    """Write one file as `write_all` does."""
+    write_all(path.parent, {path.name: data})
+
+
+def write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files whole. Where one cannot be, all of them go into a folder `diptych-rescue` here,
+    at home, or where temporary files are, and then it raises: trained weights are never lost."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        _write_into(folder, contents)
     except OSError as problem:
-        rescue = Path("diptych-rescue") / path.name
-        rescue.parent.mkdir(exist_ok=True)
-        write_whole(rescue, data)
+        rescue = _rescued(contents)
         raise UnwritableFileError(
             "a model is saved where the script says",
-            f"{path} cannot be written ({problem}); it is in {rescue.resolve()} instead",
-            f"diptych fluid --map {path.parent}=FOLDER SCRIPT",
+            f"{folder} cannot be written ({_reason(problem)}); all of it is in {rescue} instead",
+            f"diptych fluid --map {folder}=FOLDER SCRIPT",
         ) from problem
+
+
+def _write_into(folder: Path, contents: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in contents.items():
+        write_whole(folder / name, data)
+
+
+def _reason(problem: OSError) -> str:
+    """What the system said."""
+    cause = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
+    return cause.strerror or str(cause)
+
+
+def _rescued(contents: Mapping[str, bytes]) -> Path:
+    """The folder into which all of it could be written; it is a new one."""
+    tried = []
+    for place in (Path.cwd(), Path.home(), Path(tempfile.gettempdir()), Path("/dev/shm")):
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="diptych-rescue-", dir=place))
+        except OSError as problem:
+            tried.append(f"{place}: {_reason(problem)}")
+            continue
+        try:
+            _write_into(folder, contents)
+            return folder
+        except OSError as problem:
+            shutil.rmtree(folder, ignore_errors=True)
+            tried.append(f"{place}: {_reason(problem)}")
+    raise UnwritableFileError(
+        "a model is saved where the script says, or in a folder diptych-rescue",
+        "no place takes it: " + "; ".join(tried),
+        "make room on a disk",
+    )
 
 
 # ---- pickles ---------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ def save_inference_model(
         raise ValueError("feeded_var_names takes names: ['image']")
     targets = [target_vars] if isinstance(target_vars, Variable) else list(target_vars)
     scaled = []
-    for target in targets:
-        name = STATE.names.make("save_infer_model/scale") + ".tmp_0"
+    for n, target in enumerate(targets):
+        name = STATE.names.make(f"save_infer_model/scale_{n}.tmp")
         scaled.append(program.append("scale", {"X": [target]}, [name], {"scale": 1.0}))
     operations = pruned(program, [v.name for v in scaled])
     names = {n for op in operations for slot in (op.inputs, op.outputs) for ns in slot.values()
@@ -56,8 +56,7 @@ def save_inference_model(
         weights = {params_filename: b"".join(weights[n] for n in sorted(weights))}
     if program_only:
         weights = {}
-    for name, data in {**weights, model_filename or "__model__": model}.items():
-        files.write(folder / name, data)
+    files.write_all(folder, {**weights, model_filename or "__model__": model})
     return [v.name for v in scaled]
 
 

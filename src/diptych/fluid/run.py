@@ -113,21 +113,33 @@ def install() -> list[str]:
 
 def probe(script: Path) -> None:
     """Before anything is trained: may the folders be written that the script saves to?"""
-    for path in saved_paths(script.read_text(encoding="utf-8")):
-        target = files.mapped(path)
-        there = target.absolute()
-        while not there.exists():
-            there = there.parent
-        if not os.access(there, os.W_OK):
+    for path, is_folder, line in saved_paths(script.read_text(encoding="utf-8")):
+        target = files.mapped(path).absolute()
+        problem = _unwritable(target if is_folder else target.parent)
+        if problem:
+            mine = next((p for p in (Path.cwd(), Path.home()) if not _unwritable(p)), Path("/tmp"))
             raise UnwritableFileError(
                 "a script saves where it may write",
-                f"{script.name} saves to {path}, and {there} is not yours to write",
-                f"diptych fluid --map {path}=./{Path(path).name} {script}",
+                f"it saves to {path}, and {problem}    ({script.name}:{line})",
+                f"diptych fluid --map {path}={mine / Path(path).name} {script}",
             )
 
 
-def saved_paths(source: str) -> list[str]:
-    """Paths that a script's text gives to functions that save: literals, and names of literals."""
+def _unwritable(folder: Path) -> str:
+    """Why a folder cannot be written or made; nothing where it can."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+    except PermissionError:
+        return f"{folder.parent} is not yours to look into"
+    if not folder.is_dir():
+        return f"{folder} is a file"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} is not yours to write"
+
+
+def saved_paths(source: str) -> list[tuple[str, bool, int]]:
+    """Paths that a script's text gives to functions that save, literals and names of literals;
+    whether each is a folder; the line of the call."""
     tree = ast.parse(source)
     literals = {
         target.id: node.value.value
@@ -148,5 +160,5 @@ def saved_paths(source: str) -> list[str]:
         path = literals.get(given.id) if isinstance(given, ast.Name) else None
         path = given.value if isinstance(given, ast.Constant) else path
         if isinstance(path, str):
-            found.append(path)
+            found.append((path, place == 0, node.lineno))
     return found
