@@ -77,7 +77,8 @@ show("simplify", print_graph(simple))
 assert len(simple.nodes) <= len(graph.nodes)
 
 # fuse: which values get memory. Every kernel fills one buffer with one expression.
-fusion = fuse(simple, {}, {})
+target = host_target("native")
+fusion = fuse(simple, {}, {}, target)
 kernels = schedule(fusion)
 show("fuse and schedule", "\n".join(f"k{n} -> {k.node!r}" for n, k in enumerate(kernels)))
 
@@ -85,7 +86,6 @@ show("fuse and schedule", "\n".join(f"k{n} -> {k.node!r}" for n, k in enumerate(
 show("memory", f"{plan_memory(kernels)} bytes of arena")
 
 # emit: LLVM text for one CPU. No fast-math flag, and no call that LLVM could fold on its own.
-target = host_target("native")
 llvm = emit_module(kernels, target, len(graph.inputs) + len(graph.outputs))
 first = llvm[llvm.index("define internal void @k0") :]
 show("LLVM, the first kernel", first[: first.index("}") + 1])

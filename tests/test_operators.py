@@ -171,10 +171,15 @@ def test_the_checker_catches_a_wrong_rule(monkeypatch):
 
     monkeypatch.setattr(Tanh, "grad", wrong)
     case = next(c for c in CASES if c.name == "tanh")
-    dp.PANEL.recurring.known.clear()  # what was differentiated by the right rule
+    forget_gradients()  # what was differentiated by the right rule
     with pytest.raises(AssertionError, match="gradient of tanh"):
         check_gradient(case)
+    forget_gradients()
+
+
+def forget_gradients():
     dp.PANEL.recurring.known.clear()
+    dp.PANEL.trail.root.clear()
 
 
 @pytest.mark.parametrize("panel", ["dynamic", "compiled"])

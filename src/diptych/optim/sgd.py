@@ -32,7 +32,8 @@ class SGD(Optimizer):
 
     def update_all(self, parameters: list[Parameter]) -> None:
         plain = not self.momentum and not self.weight_decay
-        if plain and type(self).update is SGD.update:
+        own = type(self)
+        if plain and own.update is SGD.update and own.rate is SGD.rate:
             current_panel(self.parameters[0]).descend(parameters, lambda: -self.lr)
         else:
             super().update_all(parameters)
