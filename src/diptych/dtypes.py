@@ -16,13 +16,17 @@ import numpy as np
 from diptych.errors import DtypeError, ShapeError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DType:
-    """An element type: `name` as in f32, `kind` one of float, int, uint, bool."""
+    """An element type: `name` as in f32, `kind` one of float, int, uint, bool. There is one object
+    of each, so that comparing and hashing them is free."""
 
     name: str
     kind: str
     bits: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return as_dtype, (self.name,)
 
     @property
     def numpy(self) -> np.dtype[Any]:

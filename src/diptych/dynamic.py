@@ -103,65 +103,79 @@ class DynamicRecorder(TensorRecorder):
     # ---- recording -------------------------------------------------------------------------
 
     def record(self, op: Operator, operands: Sequence[Any]) -> Tensor:
-        piece = self.piece
-        with self.lock:
-            if piece.at_boundary or len(piece.waiting) >= LIMIT or piece.held >= MUCH:
-                piece.at_boundary = False
+        """The steady state of a loop is here, a call at a time: a lookup on the trail."""
+        try:
+            piece = self.local.piece
+        except AttributeError:
+            piece = self.piece
+        self.lock.acquire()  # `with` costs twice as much
+        try:
+            if piece.at_boundary or len(piece.waiting) >= LIMIT:
                 self.run(piece)
-            if piece.point is not None:
-                made = self._follow(piece, op, operands)
-                if made is not None:
-                    if _eager:
-                        self.run(piece)
-                    return made
-                piece.point = None
-            return super().record(op, operands)
-
-    def _follow(self, piece: Piece, op: Operator, operands: Sequence[Any]) -> Tensor | None:
-        """Record a call on the trail; None where it leads off it."""
-        slots, inputs, key = piece.slots, [], [op]
-        known = len(slots)
-        for operand in operands:
-            node = operand.node
-            place: Any = slots.get(node)
-            if place is None:
-                place = self._enter(piece, operand)
+            slots, inputs, key = piece.slots, [], [op]
+            for operand in operands:
+                node = operand.node
+                place: Any = slots.get(node)
                 if place is None:
-                    return None
-            key.append(place)
-            inputs.append(node)
-        if not piece.grad_enabled:
-            key.append(None)  # type: ignore[arg-type]
-        point = piece.point.get(tuple(key))  # type: ignore[union-attr]
-        where = author_line()
+                    place = node.kind or self._kind(piece, operand)
+                    slots[node] = len(slots)
+                key.append(place)
+                inputs.append(node)
+            if not piece.grad_enabled:
+                key.append(False)  # type: ignore[arg-type]
+            if piece.point is None:
+                return super().record(op, operands)
+            point, where = piece.point.get(tuple(key)), author_line()
+            if point is None or point.checks:
+                point = self._examined(piece, point, op, inputs, tuple(key), where)
+            if not piece.in_step:
+                if self.cuts or len(piece.sites) >= LOOP:
+                    if self._is_cut(piece, where, op, point.needs_grad):
+                        return self.record(op, operands)
+                else:
+                    piece.sites.append((where, op.name))
+            node = Node(op, tuple(inputs), point.type, where)  # type: ignore[arg-type]
+            if point.needs_grad:
+                node.needs_grad = True
+            tensor = Tensor(node, self)
+            piece.point, node.pending = point, piece
+            slots[node] = len(slots)
+            piece.waiting.append(tensor)
+            if _eager:
+                self.run(piece)
+            return tensor
+        finally:
+            self.lock.release()
+
+    def _examined(
+        self,
+        piece: Piece,
+        point: Point | None,
+        op: Operator,
+        inputs: list[Node],
+        key: Any,
+        where: Where,
+    ) -> Point:
+        """The point after a call, and its positions checked; a call that fails was not made."""
         try:
             if point is None:
-                point = self._explore(piece, op, inputs, tuple(key))
-            if point.checks:
-                _check_few(point, op, inputs, where)
+                point = self._explore(piece, op, inputs, key)
+            _check_few(point, op, inputs, where)
         except BaseException:
-            _leave(slots, known)
+            new = sum(isinstance(place, Kind) for place in key)
+            for node in list(piece.slots)[len(piece.slots) - new :]:
+                del piece.slots[node]
             raise
-        if not piece.in_step and self._is_cut(piece, where, op, point.needs_grad):
-            return self._follow(piece, op, operands)
-        node = Node(op, tuple(inputs), point.type, where)  # type: ignore[arg-type]
-        if point.needs_grad:
-            node.needs_grad = True
-        node.pending = piece
-        slots[node] = len(slots)
-        piece.point = point
-        tensor = Tensor(node, self)
-        piece.waiting.append(tensor)
-        return tensor
+        return point
 
-    def _enter(self, piece: Piece, handle: Any) -> Kind | None:
-        """The kind of a value that the piece reads for the first time; None for what was recorded
-        elsewhere, or has history there."""
+    def _kind(self, piece: Piece, handle: Any) -> Kind | None:
+        """The kind of a value that the piece reads for the first time. What was recorded elsewhere,
+        or has history there, has none: it takes the piece off the trail."""
         node = self.node_of(handle)
         if node.value is None or (node.needs_grad and not node.leaf):
+            piece.point = None
             return None
-        piece.slots[node] = len(piece.slots)
-        return node.kind or self.trail.kind_of(node)
+        return self.trail.kind_of(node)
 
     def _explore(self, piece: Piece, op: Operator, inputs: list[Node], key: Any) -> Point:
         """The point after a call that was not made from here before."""
@@ -189,7 +203,6 @@ class DynamicRecorder(TensorRecorder):
         with self.lock:
             piece = self.piece
             if piece.at_boundary:
-                piece.at_boundary = False
                 self.run(piece)
             if not piece.in_step:
                 self._is_cut(piece, node.where, node.op, node.needs_grad)
@@ -252,7 +265,7 @@ class DynamicRecorder(TensorRecorder):
         raise TypeError(f"not a tensor: {handle!r}")
 
     def _leaf(self, value: Array, type: TensorType, kind: Kind) -> Tensor:
-        node = Node(_INPUT, (), type, author_line())
+        node = Node(_INPUT, (), type)
         node.value, node.kind = value, kind
         return Tensor(node, self)
 
@@ -264,11 +277,15 @@ class DynamicRecorder(TensorRecorder):
         return self.scalar(read(), dtype)
 
     def array(self, value: Array) -> Tensor:
-        form = self.trail.form(value)
+        form = self.trail.forms.get((value.dtype, value.shape)) or self.trail.form(value)
+        piece = self.piece
+        piece.held += form.nbytes
+        if piece.held >= MUCH:
+            piece.at_boundary = True
+        if form.small:
+            return self._leaf(np.array(value, order="C"), form.type, form.kind)
         with self.lock:
-            own = form.copy(value)
-        self.piece.held += form.nbytes
-        return self._leaf(own, form.type, form.kind)
+            return self._leaf(form.copy(value), form.type, form.kind)
 
     def random_state(self) -> Tensor:
         state = np.array(default_generator().take(), np.int64)
@@ -297,36 +314,39 @@ class DynamicRecorder(TensorRecorder):
     def descend(self, parameters: Sequence[Parameter], read: Callable[[], float]) -> None:
         piece = self.piece
         with self.lock:
-            places: list[Any] = [] if piece.point is None else self._pairs(piece, parameters)
-            if not places or None in places or piece.at_boundary or _eager:
+            point, get = piece.point, piece.slots.get
+            places: list[Any] = []
+            for p in parameters:
+                places += (get(p._grad.node), get(p.node))  # type: ignore[union-attr]
+            if point is None or not places or None in places or piece.at_boundary or _eager:
                 super().descend(parameters, read)
                 return
             rate = self.live_scalar(read, parameters[0].node.type.dtype).node
-            piece.slots[rate] = len(piece.slots)
             key = (DESCEND, rate.kind, *places)
-            piece.point = piece.point.get(key) or piece.point.setdefault(key, Point())  # type: ignore[union-attr]
-            slots, replaced, where = piece.slots, piece.replaced, rate.where
-            for p in parameters:
-                old = p.node
-                node = Node(_FMA, (rate, p._grad.node, old), old.type, where)  # type: ignore[union-attr]
-                node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
-                node.pending = piece
-                slots[node] = len(slots)
-                p.node = node
-                replaced.append((node, old))
-            piece.waiting += parameters
+            following = point.get(key)
+            if following is None:
+                if len({p.dtype for p in parameters}) > 1 or len(set(places)) < len(places):
+                    super().descend(parameters, read)
+                    return
+                following = point.setdefault(key, Point())
+            piece.slots[rate] = len(piece.slots)
+            piece.point = following
+            self._updated(piece, parameters, rate)
 
-    def _pairs(self, piece: Piece, parameters: Sequence[Parameter]) -> list[Any]:
-        """The numbers of gradients and parameters; empty where dtypes differ or one comes twice."""
-        if len({p.node.type.dtype.name for p in parameters}) != 1:
-            return []
-        if len(set(map(id, parameters))) != len(parameters):
-            return []
-        get = piece.slots.get
-        places: list[Any] = []
+    def _updated(self, piece: Piece, parameters: Sequence[Parameter], rate: Node) -> None:
+        slots, replaced, where = piece.slots, piece.replaced, author_line()
         for p in parameters:
-            places += (get(p._grad.node), get(p.node))  # type: ignore[union-attr]
-        return places
+            old = p.node
+            node = Node(_FMA, (rate, p._grad.node, old), old.type, where)  # type: ignore[union-attr]
+            node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
+            node.pending = piece
+            slots[node] = len(slots)
+            p.node = node
+            replaced.append((node, old))
+        piece.waiting += parameters
+
+    def with_gradients(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        return [p for p in parameters if p._grad is not None]
 
     def get_grad(self, handle: Tensor) -> Tensor | None:
         return handle._grad
@@ -352,7 +372,6 @@ class DynamicRecorder(TensorRecorder):
         piece = self.piece
         with self.lock:
             if piece.at_boundary:
-                piece.at_boundary = False
                 self.run(piece)
             root = piece.slots.get(tensor.node)
             if piece.point is None or root is None or grad is not None or _eager:
@@ -414,7 +433,6 @@ class DynamicRecorder(TensorRecorder):
         with self.lock:
             if tensor.node.value is None:
                 self.node_of(tensor)
-                self.piece.at_boundary = False
                 self.run()
             assert tensor.node.value is not None
             return tensor.node.value
@@ -423,6 +441,7 @@ class DynamicRecorder(TensorRecorder):
         """Run what is waiting; every handle that is alive becomes an output."""
         with self.lock:
             piece = self.piece if piece is None else piece
+            piece.at_boundary = False
             point, slots, waiting = piece.point, piece.slots, piece.waiting
             replaced = piece.replaced
             if not waiting:
@@ -602,12 +621,6 @@ def _donors(
         for new, old in replaced
         if id(new) in out and id(old) in place and id(old) not in kept
     ]
-
-
-def _leave(slots: dict[Node, int], known: int) -> None:
-    """Forget what a call that failed has read."""
-    for node in list(slots)[known:]:
-        del slots[node]
 
 
 def _check_few(point: Point, op: Operator, inputs: list[Node], where: Where) -> None:

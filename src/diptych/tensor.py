@@ -88,10 +88,18 @@ class TensorRecorder(Recorder):
     def descend(self, parameters: Sequence[Parameter], read: Callable[[], float]) -> None:
         """p <- fma(read(), its gradient, p) for each; the number is read anew at every run."""
         rates: dict[DType, Tensor] = {}
-        for p in parameters:
-            if p.dtype not in rates:
-                rates[p.dtype] = self.live_scalar(read, p.dtype)
-            p.assign(elementwise.fma(rates[p.dtype], self.get_grad(p), p))
+        before, self.grad_enabled = self.grad_enabled, False
+        try:
+            for p in parameters:
+                if p.dtype not in rates:
+                    rates[p.dtype] = self.live_scalar(read, p.dtype)
+                p.assign(elementwise.fma(rates[p.dtype], self.get_grad(p), p))
+        finally:
+            self.grad_enabled = before
+
+    def with_gradients(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """Those that have a gradient."""
+        return [p for p in parameters if self.get_grad(p) is not None]
 
     def forget(self, parameters: Sequence[Parameter]) -> None:
         """No gradients from here on."""
@@ -532,6 +540,7 @@ def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor
     elif array.dtype == np.float64 and not isinstance(value, np.ndarray | np.generic):
         array = array.astype(np.float32)
     made: Tensor = current_panel().array(array)
+    made.node.where = author_line()
     return made.requires_grad_() if requires_grad else made
 
 

@@ -13,6 +13,7 @@ a piece takes it off the trail, to be keyed by a walk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from sys import getrefcount
@@ -98,13 +99,12 @@ class Form:
         self.shape, self.dtype = shape, self.type.dtype.numpy
         strides = engine.element_strides(np.empty(shape, self.dtype))
         self.kind = trail.kind(self.type, strides, False, False)
-        self.nbytes = int(np.prod(shape, dtype=object)) * self.dtype.itemsize
+        self.nbytes = math.prod(shape) * self.dtype.itemsize
+        self.small = self.nbytes <= engine.SMALL
         self.spare: list[Array] = []
 
     def copy(self, value: Array) -> Array:
         """The array in memory of our own; what nobody holds any more is used again."""
-        if self.nbytes <= engine.SMALL:
-            return np.array(value, self.dtype, order="C", subok=False)
         for n, count in enumerate(map(getrefcount, self.spare)):
             if count == DEAD:
                 own = self.spare[n]

@@ -82,7 +82,8 @@ _default: list[Recorder] = [GraphRecorder()]
 
 def current() -> Recorder:
     """The recorder of this thread."""
-    return _local.stack[-1] if _local.stack else _default[0]
+    stack = _local.stack
+    return stack[-1] if stack else _default[0]
 
 
 def set_default(recorder: Recorder) -> None:
@@ -120,8 +121,9 @@ _places: dict[tuple[int, int], tuple[CodeType, Where]] = {}  # by code and instr
 
 def author_line() -> Where:
     """The nearest line outside this package; the same object for the same instruction."""
-    if _local.line is not None:
-        return _local.line
+    known = _local.line
+    if known is not None:
+        return known
     frame = errors.author_frame()
     if frame is None:
         return NOWHERE

@@ -259,9 +259,12 @@ class CompositeOperator:
     def __call__(self, *tensors: Any, **attributes: Any) -> Handle:
         if len(tensors) != len(self.tensor_names) or not attributes.keys() <= self.defaults.keys():
             tensors = self._arranged(tensors, attributes)
-        operands = [t if isinstance(t, Operand) else operand(t) for t in tensors if t is not None]
-        if len(operands) < len(tensors) and any(t is None for t in tensors[: self.needed]):
-            raise self._misused("a tensor is None")
+        for t in tensors:
+            if not isinstance(t, Operand):
+                if any(t is None for t in tensors[: self.needed]):
+                    raise self._misused("a tensor is None")
+                tensors = tuple([operand(t) for t in tensors if t is not None])
+                break
         if not attributes:
             op = self.plain
         else:
@@ -270,7 +273,7 @@ class CompositeOperator:
                 for n, default in self.defaults.items()
             ]
             op = self.bound(tuple(values))
-        return current().record(op, operands)
+        return current().record(op, tensors)
 
     @functools.cached_property
     def plain(self) -> Composite:

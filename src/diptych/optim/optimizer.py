@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from diptych.dtypes import DType
 from diptych.errors import DiptychError, ShapeError
-from diptych.graph.record import current
-from diptych.tensor import Parameter, Tensor, current_panel
+from diptych.graph.record import current, entered, left
+from diptych.tensor import Parameter, Tensor, TensorRecorder, current_panel
 
 Array = np.ndarray[Any, Any]
 
@@ -20,6 +20,11 @@ class Optimizer(ABC):
     """Updates parameters from their gradients."""
 
     live = ("lr",)  # attributes that every run of a program reads anew
+    _own: ClassVar[bool] = True  # of this package: no line of the author is below `step`
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls._own = cls.__module__.startswith("diptych.")
 
     def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
         self.parameters = list(parameters)
@@ -40,23 +45,31 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         panel = current_panel(self.parameters[0])
+        line = entered(self._own)
+        try:
+            parameters = panel.with_gradients(self.parameters)
+            if not self.at_once(panel, parameters):
+                self._one_by_one(panel, parameters)
+        finally:
+            left(line)
+        panel.boundary()
+
+    def at_once(self, panel: TensorRecorder, parameters: list[Parameter]) -> bool:
+        """Update all parameters by a rule that the panel knows, or return False."""
+        return False
+
+    def _one_by_one(self, panel: TensorRecorder, parameters: list[Parameter]) -> None:
         before, panel.grad_enabled = panel.grad_enabled, False
         try:
             self._rates: dict[DType, Tensor] = {}
             self.before_step()
-            self.update_all([p for p in self.parameters if panel.get_grad(p) is not None])
+            for parameter in parameters:
+                grad = panel.get_grad(parameter)
+                assert grad is not None
+                self.update(parameter, grad)
             self._rates = {}
         finally:
             panel.grad_enabled = before
-        panel.boundary()
-
-    def update_all(self, parameters: list[Parameter]) -> None:
-        """Assign the parameters, which have gradients, their next values."""
-        panel = current_panel(self.parameters[0])
-        for parameter in parameters:
-            grad = panel.get_grad(parameter)
-            assert grad is not None
-            self.update(parameter, grad)
 
     def slots(self) -> dict[str, Parameter]:
         """State by name; a number in a name is the place of a parameter."""

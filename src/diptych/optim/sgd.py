@@ -8,7 +8,7 @@ import numpy as np
 
 from diptych.ops.elementwise import add, fma
 from diptych.optim.optimizer import Optimizer
-from diptych.tensor import Parameter, Tensor, current_panel
+from diptych.tensor import Parameter, Tensor, TensorRecorder
 
 
 class SGD(Optimizer):
@@ -30,13 +30,14 @@ class SGD(Optimizer):
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.velocity: dict[int, Parameter] = {}
 
-    def update_all(self, parameters: list[Parameter]) -> None:
-        plain = not self.momentum and not self.weight_decay
+    def at_once(self, panel: TensorRecorder, parameters: list[Parameter]) -> bool:
         own = type(self)
-        if plain and own.update is SGD.update and own.rate is SGD.rate:
-            current_panel(self.parameters[0]).descend(parameters, lambda: -self.lr)
-        else:
-            super().update_all(parameters)
+        if self.momentum or self.weight_decay:
+            return False
+        if own.update is not SGD.update or own.rate is not SGD.rate:
+            return False
+        panel.descend(parameters, lambda: -self.lr)
+        return True
 
     def update(self, parameter: Parameter, grad: Tensor) -> None:
         d = grad
