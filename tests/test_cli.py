@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import diptych as dp
+from diptych import engine
 from diptych.cli import main
 from diptych.data import digits
 from diptych.data.images import read_digit
@@ -41,6 +42,29 @@ def test_all_modes_agree_and_the_report_says_so(tmp_path, capsys):
             "test_accuracy", "train_loss", "us_per_step", "seconds", "weights_sha256",
         } <= set(mode)  # fmt: skip
         assert len(mode["weights_sha256"]) == 64
+
+
+def test_the_environment_runs_the_dynamic_mode_eagerly(tmp_path, monkeypatch, capsys):
+    def calls():
+        before = engine.STATISTICS.calls
+        assert run("digits", "--mode", "dynamic", "--epochs", 1) == 0
+        assert "last bit" not in capsys.readouterr().out  # one mode has none to agree with
+        return engine.STATISTICS.calls - before
+
+    waiting = calls()
+    monkeypatch.setenv("DIPTYCH_EAGER", "1")
+    try:
+        assert calls() > 5 * waiting
+    finally:
+        dp.set_eager(False)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--save"])
+def test_a_folder_that_is_not_there_is_said_before_training(tmp_path, capsys, flag):
+    assert run("digits", flag, tmp_path / "none" / "x") == 1
+    said = capsys.readouterr()
+    assert "epoch" not in said.out and "MissingFileError" in said.err
+    assert run("digits", "--epochs", -1) == 1
 
 
 def test_adam_and_the_reference_device(tmp_path):

@@ -14,10 +14,10 @@ import numpy as np
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych import engine, nn, optim
+from diptych import config, engine, nn, optim
 from diptych.data import ArrayDataset, DataLoader, digits, mnist
 from diptych.data.images import read_digit
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, MissingFileError
 from diptych.fluid.run import main as run_fluid
 from diptych.runtime.files import write_whole
 
@@ -77,6 +77,11 @@ def load(name: str) -> tuple[ArrayDataset, ArrayDataset]:
 
 def run_digits(options: argparse.Namespace) -> int:
     """Train in every mode that is asked for, and say whether the weights agree."""
+    if options.epochs < 0:
+        raise DiptychError("epochs are a whole number", f"{options.epochs}", "e.g. --epochs 5")
+    for path in (options.json, options.save):
+        if path is not None and not path.parent.is_dir():
+            raise MissingFileError("a file is written into a folder", f"no {path.parent}", "mkdir")
     if options.threads is not None:
         dp.set_threads(options.threads)
     train, test = load(options.data)
@@ -109,7 +114,7 @@ def train_mode(
 ) -> tuple[dict[str, Any], nn.Module]:
     """Train from the same start in one mode: the report, and the model."""
     dp.use_device(options.device)
-    dp.set_eager(mode == "eager")
+    dp.set_eager(mode == "eager" or config.eager())
     dp.manual_seed(options.seed)
     model = nn.Sequential(
         nn.Linear(train.features, 100), nn.ReLU(),
@@ -137,7 +142,7 @@ def train_mode(
             accuracy = evaluate(model, test)
             print(f"  {mode:8} epoch {epoch + 1}  loss {loss:.4f}  test {accuracy:.4f}")
     finally:
-        dp.set_eager(False)
+        dp.set_eager(config.eager())
     report = {
         "test_accuracy": accuracy,
         "train_loss": loss,
@@ -255,7 +260,8 @@ def show(results: dict[str, dict[str, Any]], identical: bool) -> None:
             f"{r['us_per_step'] or 0:.0f}", r["weights_sha256"][:16],
         )  # fmt: skip
     Console().print(table)
-    print("the weights are the same to the last bit" if identical else "the weights DIFFER")
+    if len(results) > 1:
+        print("the weights are the same to the last bit" if identical else "the weights DIFFER")
 
 
 if __name__ == "__main__":
