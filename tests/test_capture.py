@@ -146,6 +146,89 @@ def test_list_append_is_an_error_that_names_the_line():
     KEPT.clear()
 
 
+@pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState])
+def test_a_generator_made_inside_without_a_seed_is_an_error(make):
+    with pytest.raises(FrozenValueError, match=rf"draws a seed for itself[\s\S]*{HERE}"):
+        dp.compile(lambda x: x + make().normal())(X)
+    make()  # outside it is as ever
+    seeded = dp.compile(lambda x: x + np.random.default_rng(3).normal())
+    assert seeded(X).tolist() == (X + np.random.default_rng(3).normal()).tolist()
+
+
+def test_one_line_functions_are_named_by_their_line():
+    for call in (lambda x: x * random.random(), lambda x: [KEPT.append(1), x * 2.0][1]):
+        with pytest.raises(FrozenValueError, match=HERE):
+            dp.compile(call)(X)
+    KEPT.clear()
+
+
+def test_a_seed_and_a_learning_rate_set_inside_are_errors():
+    optimizer = optim.SGD(nn.Linear(6, 3).parameters(), lr=0.1)
+
+    def seeded(x):
+        dp.manual_seed(3)
+        return x + dp.uniform((6,))
+
+    def slower(x):
+        optimizer.lr *= 0.5
+        return x * 1.0
+
+    with pytest.raises(FrozenValueError, match="a seed is set outside"):
+        dp.compile(seeded)(X)
+    with pytest.raises(FrozenValueError, match=r"SGD\.lr changed"):
+        dp.compile(slower)(X)
+    assert optimizer.lr == 0.1
+
+
+WEIGHTS = np.ones(6, np.float32)
+
+
+def test_arrays_that_change_in_place():
+    call = dp.compile(lambda x: x * WEIGHTS)
+    first = call(X).numpy()
+    WEIGHTS[2] = 5.0
+    try:
+        assert call(X).tolist() == (X * WEIGHTS).tolist() != first.tolist()
+    finally:
+        WEIGHTS[2] = 1.0
+    assert call(X).tolist() == X.tolist() and captures(call) == 2
+
+    def writes(x):
+        WEIGHTS[0] = 7.0
+        return x * WEIGHTS
+
+    with pytest.raises(FrozenValueError, match="global WEIGHTS changed"):
+        dp.compile(writes)(X)
+    WEIGHTS[0] = 1.0
+
+
+def test_class_attributes_are_guarded():
+    class Net(nn.Module):
+        scale = 2.0
+
+        def forward(self, *inputs):
+            return inputs[0] * self.scale
+
+    class Counter:
+        count = 0
+
+    net, counter = Net(), Counter()
+    call = dp.compile(lambda x: net(x))
+    assert call(np.float32(3)).item() == 6.0
+    Net.scale = 4.0
+    assert call(np.float32(3)).item() == 12.0
+    net.scale = 5.0
+    assert call(np.float32(3)).item() == 15.0
+
+    @dp.compile
+    def counts(x):
+        counter.count += 1
+        return x * counter.count
+
+    with pytest.raises(FrozenValueError, match=r"Counter\.count changed"):
+        counts(X)
+
+
 def test_a_tensor_hidden_where_nobody_watches_is_found():
     class Box:
         pass

@@ -27,7 +27,8 @@ def author_frame() -> FrameType | None:
     while frame is not None:
         code = frame.f_code
         if id(code) not in _OWN:
-            if not code.co_filename.startswith(PACKAGE):
+            file = code.co_filename
+            if not file.startswith(PACKAGE) and (file != "<string>" or not generated(frame)):
                 return frame
             _OWN[id(code)] = code
         frame = frame.f_back
@@ -38,6 +39,13 @@ def author_line() -> tuple[str, int]:
     """File and line of the nearest frame outside this package."""
     frame = author_frame()
     return ("?", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def generated(frame: FrameType) -> bool:
+    """Whether a frame runs code that Python wrote for a dataclass or tuple of this package."""
+    module = str(frame.f_globals.get("__name__", ""))
+    own = module.startswith(("diptych.", "namedtuple_"))
+    return own and frame.f_code.co_filename == "<string>"
 
 
 class DiptychError(Exception):

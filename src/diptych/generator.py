@@ -21,6 +21,7 @@ class Generator:
     def __init__(self, seed: int | None = None) -> None:
         self.lock = threading.Lock()
         self.stream = 0
+        self.resets = 0
         self._seed = seed
 
     @property
@@ -44,6 +45,7 @@ class Generator:
 
     def reset(self, seed: int) -> None:
         self._seed, self.stream = int(seed), 0
+        self.resets += 1
 
 
 _default = Generator()

@@ -47,7 +47,7 @@ class Captured:
             snapshot.restore()
             raise
         self.wanted = [*self.results, *[g for _, g in self.kept if g is not None]]
-        self.guard = Guard(roots)
+        self.guard = Guard(roots, self.program.shared_arrays())
         self.with_grad = [handle for handle, _ in self.program.had_grad]
         self.had_grad = [had for _, had in self.program.had_grad]
         before = {id(handle): had for handle, had in self.program.had_grad}

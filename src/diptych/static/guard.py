@@ -12,6 +12,7 @@ import builtins
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.errors import PACKAGE, DiptychError, FrozenValueError
+from diptych.errors import PACKAGE, FrozenValueError, generated
+from diptych.generator import default_generator
 from diptych.graph.node import Where
 from diptych.tensor import Tensor
 
@@ -29,8 +31,10 @@ MISSING = object()
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 CONTAINERS = (list, tuple, dict, set)
 OPAQUE = (*PLAIN, ModuleType, Tensor, np.ndarray)  # what nothing is reached through
-LIBRARY = os.path.dirname(os.__file__) + os.sep  # Python's own and installed modules
+# Python's own modules, and the folder of installed ones, which in an environment is another.
+LIBRARY = ("<frozen ", os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(np.__file__)))
 MANY = 256  # elements of a container that are looked at
+LARGE = 1 << 20  # bytes of an array that are compared line by line
 _Drawn = np.random.Generator | np.random.RandomState | random.Random
 
 
@@ -42,7 +46,7 @@ class Place:
     name: str
     owner: str
     ours: bool  # an attribute of a class of diptych, which keeps its own state
-    default: Any = MISSING
+    kind: Any = None  # the class, which has the attribute where the object does not
 
     def read(self) -> Any:
         if isinstance(self.holder, CellType):
@@ -50,7 +54,8 @@ class Place:
                 return self.holder.cell_contents
             except ValueError:
                 return MISSING
-        return self.holder.get(self.name, self.default)
+        value = self.holder.get(self.name, MISSING)
+        return getattr(self.kind, self.name, MISSING) if value is MISSING else value
 
 
 def mark(value: Any) -> Any:
@@ -67,6 +72,13 @@ def mark(value: Any) -> Any:
     return id(value)
 
 
+def _watched(value: Any) -> Any:
+    """The mark of what a function may change in place; arrays up to a size by their bytes."""
+    if isinstance(value, np.ndarray):
+        return id(value), value.tobytes() if value.nbytes <= LARGE else b""
+    return mark(value) if isinstance(value, (*PLAIN, *CONTAINERS)) else 0
+
+
 def _short(value: Any) -> Any:
     return (type(value), repr(value)) if isinstance(value, PLAIN) else id(value)
 
@@ -76,6 +88,7 @@ class Reached:
 
     def __init__(self, roots: list[Any]) -> None:
         self.places: list[Place] = []
+        self.settings: list[Place] = []  # attributes that every run reads anew
         self.objects: list[Any] = []
         self.generators: list[Any] = []
         self.names: set[str] = set()
@@ -124,10 +137,23 @@ class Reached:
             if not c.__module__.startswith("diptych.") and c is not object and known:
                 self._queue += [f for f in vars(c).values() if isinstance(f, FunctionType)]
         read_anew = getattr(kind, "live", ())
-        for name in {*vars(value), *(["training"] if hasattr(value, "training") else [])}:
-            if (known or name in self.names) and name not in read_anew:
-                default = getattr(kind, name, MISSING)
-                self._place(Place(vars(value), name, f"{kind.__name__}.", ours, default))
+        names = set(vars(value)) if known else self.names & vars(value).keys()
+        for name in names | self._class_values(kind, known):
+            if name in read_anew:
+                self.settings.append(Place(vars(value), name, f"{kind.__name__}.", False))
+            else:
+                self._place(Place(vars(value), name, f"{kind.__name__}.", ours, kind))
+
+    def _class_values(self, kind: type, known: bool) -> set[str]:
+        """Plain values of a class that its objects may be asked for."""
+        found = {"training"} if hasattr(kind, "training") else set()
+        for c in kind.__mro__:
+            own = known and not c.__module__.startswith("diptych.")
+            for name, value in vars(c).items():
+                plain = isinstance(value, (*PLAIN, *CONTAINERS, np.ndarray))
+                if plain and name[:2] != "__" and (own or name in self.names):
+                    found.add(name)
+        return found
 
     def _place(self, place: Place) -> None:
         self.places.append(place)
@@ -143,14 +169,15 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 class Guard:
-    """Holds places against what they were when a capture was made.
+    """Holds places, and arrays that became constants, against what they were at a capture.
 
     Nearly always every place holds the very object that it held. That is looked at first, a dict
     of places at a time; only where an object is another one are values compared.
     """
 
-    def __init__(self, roots: list[Any]) -> None:
+    def __init__(self, roots: list[Any], arrays: list[np.ndarray[Any, Any]]) -> None:
         reached = Reached(roots)
+        self.arrays = [(a, a.tobytes()) for a in arrays]
         self.flat: list[tuple[Place, Any]] = []
         self.deep: list[tuple[Place, Any, Any]] = []
         for place in reached.places:
@@ -166,6 +193,7 @@ class Guard:
         """Places by dict, with one getter for all names that are there; names that are not."""
         self.cells = [p.holder for p, _ in places if isinstance(p.holder, CellType)]
         self.absent: list[tuple[Any, str]] = []
+        self.classes: list[tuple[Any, str, Any]] = []  # whose value it is then
         self.getters: list[tuple[Callable[[Any], Any], Any]] = []
         self.expected: list[Any] = [v for p, v in places if isinstance(p.holder, CellType)]
         by_holder: dict[int, tuple[Any, dict[str, Any]]] = {}
@@ -176,6 +204,8 @@ class Guard:
                 by_holder.setdefault(id(place.holder), (place.holder, {}))[1][place.name] = value
             else:
                 self.absent.append((place.holder, place.name))
+                if place.kind is not None and not place.ours:
+                    self.classes.append((place.kind, place.name, value))
         for holder, named in by_holder.values():
             names = [*named, next(iter(named))]  # at least two, so that a tuple comes back
             self.getters.append((itemgetter(*names), holder))
@@ -199,12 +229,18 @@ class Guard:
         for holder, name in self.absent:
             if name in holder:
                 return self._compares()
+        for kind, name, value in self.classes:
+            if getattr(kind, name, MISSING) is not value:
+                return self._compares()
         for value, count, keys, inside in self.inside:
             if len(value) != count or not all(map(is_, value, keys)):
                 return self._compares()
             if inside is not None and not all(map(is_, value.values(), inside)):
                 return self._compares()
-        return True
+        return self._same_arrays()
+
+    def _same_arrays(self) -> bool:
+        return all([a.tobytes() == before for a, before in self.arrays])
 
     def _compares(self) -> bool:
         """The same by values: numbers that are equal are the same number."""
@@ -221,7 +257,7 @@ class Guard:
                     return False
             elif mark(now) != expected:
                 return False
-        return True
+        return self._same_arrays()
 
 
 def _inside(value: Any) -> tuple[int, list[Any], list[Any] | None]:
@@ -263,14 +299,14 @@ class Watch:
 
     def __init__(self, function: Callable[..., Any], reached: Reached, where: Where) -> None:
         self.where, self.last = where, where
-        self.places = [p for p in reached.places if not p.ours]
+        self.places = [p for p in reached.places if not p.ours] + reached.settings
         self.generators = reached.generators
         self.before = self._marks()
         self.drawn = self._random()
+        self.seeded = default_generator().resets
 
     def _marks(self) -> list[Any]:
-        values = [p.read() for p in self.places]
-        return [mark(v) if isinstance(v, (*PLAIN, *CONTAINERS)) else 0 for v in values]
+        return [_watched(p.read()) for p in self.places]
 
     def _random(self) -> list[Any]:
         state: Any = np.random.get_state(legacy=False)
@@ -286,10 +322,12 @@ class Watch:
     def compare(self) -> None:
         """Raise where something changed since the capture began."""
         if self._random() != self.drawn:
+            self._drawn("the state of a random generator changed")
+        if default_generator().resets != self.seeded:
             self._error(
-                "random numbers of Python or numpy drawn in a compiled function are drawn once",
-                "the state of a random generator changed",
-                "use dp.uniform, dp.normal, dp.bernoulli, or draw outside and pass them in",
+                "a seed is set outside of a compiled function",
+                "manual_seed would be called once, at the capture",
+                "call dp.manual_seed before the compiled function",
             )
         for place, was, now in zip(self.places, self.before, self._marks(), strict=True):
             if was != now:
@@ -300,12 +338,19 @@ class Watch:
                     "return the value, keep it in a dp.Parameter, or change it outside",
                 )
 
+    def _drawn(self, facts: str) -> None:
+        self._error(
+            "random numbers of Python or numpy drawn in a compiled function are drawn once",
+            facts,
+            "use dp.uniform, dp.normal, dp.bernoulli, or draw outside and pass them in",
+        )
+
     def _error(self, rule: str, facts: str, cure: str) -> None:
         raise FrozenValueError(rule, f"{facts}    ({self.last})", cure)
 
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
         file = frame.f_code.co_filename
-        if file.startswith((PACKAGE, LIBRARY)):
+        if file.startswith((PACKAGE, *LIBRARY)) or generated(frame):
             return None
         if event == "line" or event == "return":
             self.compare()
@@ -319,10 +364,30 @@ class Watch:
         if free:
             sys.settrace(self._trace)
         try:
-            yield
-        except DiptychError:
-            raise
+            with self._no_new_generators():
+                yield
         finally:
             if free:
                 sys.settrace(None)
         self.compare()
+
+    @contextmanager
+    def _no_new_generators(self) -> Iterator[None]:
+        """A generator of numpy that is made here asks `randbits` for a seed: default_rng where none
+        is given, the older RandomState always."""
+        source: Any = np.random.bit_generator
+        draw, own = getattr(source, "randbits", None), threading.get_ident()
+
+        def refuse(bits: int) -> Any:
+            if threading.get_ident() == own:
+                self._drawn("a new generator draws a seed for itself")
+            assert draw is not None
+            return draw(bits)
+
+        if draw is not None:
+            source.randbits = refuse
+        try:
+            yield
+        finally:
+            if draw is not None:
+                source.randbits = draw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -43,6 +44,7 @@ class Program(TensorRecorder):
         self.startup = Startup()
         self.had_grad: list[tuple[Tensor, bool]] = []  # gradients there when a capture began
         self.handles: list[weakref.ref[Tensor]] = []  # every tensor of a capture
+        self.arrays: list[Array] = []  # of numpy, that became constants of a capture
         self.outputs: list[Tensor] = []  # what a loaded program computes
         self.parent: Program | None = None
         self.moved: dict[int, Node] = {}  # nodes of the parent that were replaced
@@ -109,6 +111,8 @@ class Program(TensorRecorder):
         return Tensor(constant_node(value, dtype, author_line()), self)
 
     def array(self, value: Array) -> Tensor:
+        if self.captured:
+            self.arrays.append(value)
         return Tensor(constant_node(value, as_dtype(value.dtype), author_line()), self)
 
     def live_scalar(self, read: Callable[[], float], dtype: DType) -> Tensor:
@@ -179,6 +183,11 @@ class Program(TensorRecorder):
         if id(handle) not in self.grads:
             self.get_grad(handle)
         self.grads[id(handle)] = (handle, grad)
+
+    def shared_arrays(self) -> list[Array]:
+        """The arrays among the constants of a capture that somebody else has, and may change."""
+        arrays, self.arrays = self.arrays, []
+        return [a for a in arrays if sys.getrefcount(a) > 3 or a.base is not None]
 
     # ---- what it is made of ----------------------------------------------------------------
 
