@@ -16,9 +16,12 @@ import pytest
 
 import diptych as dp
 from diptych import data
+from diptych.data import unpacked
 from diptych.data.download import download
 from diptych.data.mnist import FILES, mnist
 from diptych.errors import FileFormatError, MissingFileError
+
+mnist_module = sys.modules["diptych.data.mnist"]
 
 
 class Squares:
@@ -262,6 +265,57 @@ def test_folders_and_the_variable(home, tiny, monkeypatch):
         (folder / split).write_bytes(gzip.decompress(packed.read_bytes()))
         packed.unlink()
     assert len(mnist("test", folder, checksums=sums)) == 40
+
+
+@pytest.fixture
+def kept(home, tiny, monkeypatch):
+    """All files count as large; how often one is unpacked."""
+    monkeypatch.setattr(unpacked, "LARGE", 1)
+    monkeypatch.setenv("DIPTYCH_CACHE", str(home / "code"))
+    counted, inner = [], mnist_module._unpacked
+    monkeypatch.setattr(mnist_module, "_unpacked", lambda d: (counted.append(1), inner(d))[1])
+    return counted
+
+
+def test_large_files_are_unpacked_once(kept, home, tiny):
+    folder, sums = tiny
+    first, again = mnist("test", folder, checksums=sums), mnist("test", folder, checksums=sums)
+    assert len(kept) == 2 and again.images.tobytes() == first.images.tobytes()
+    assert again.labels.tolist() == first.labels.tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        again.images[0, 0] = 1
+    assert len(list((home / "cache" / "diptych" / "unpacked").iterdir())) == 4
+
+
+def test_a_kept_copy_stands_only_for_the_file_it_came_from(kept, home, tiny):
+    folder, sums = tiny
+    name = FILES["test"][0]
+    mnist("test", folder, checksums=sums)
+    path = folder / f"{name}.gz"
+    path.write_bytes(path.read_bytes())  # written anew: it is looked at again
+    mnist("test", folder, checksums=sums)
+    assert len(kept) == 3
+    copy = next((home / "cache" / "diptych" / "unpacked").glob(f"{name}*[!n]"))
+    copy.write_bytes(b"changed")
+    assert len(mnist("test", folder, checksums=sums)) == 40 and len(kept) == 4
+    copy.with_name(f"{copy.name}.json").write_text("[broken")
+    assert len(mnist("test", folder, checksums=sums)) == 40 and len(kept) == 5
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(FileFormatError, match="gzip"):
+        mnist("test", folder, checksums=sums)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(kept, home, tiny, monkeypatch):
+    (home / "cache").write_text("in the way")
+    for _ in range(2):
+        assert len(mnist("test", tiny[0], checksums=tiny[1])) == 40
+    assert len(kept) == 4
+
+
+def test_gzip_files_of_two_members():
+    whole = bytes(range(256)) * 40
+    packed = gzip.compress(whole[:5000]) + gzip.compress(whole[5000:])
+    assert mnist_module._unpacked(packed) == whole == mnist_module._unpacked(gzip.compress(whole))
 
 
 DAMAGE = [

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diptych import config
+from diptych.data import unpacked
 from diptych.data.datasets import ArrayDataset, check_split
 from diptych.data.download import download
 from diptych.errors import FileFormatError, MissingFileError
@@ -28,6 +29,7 @@ SHA256 = {  # of the unpacked bytes
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+MUCH = 1 << 30  # bytes above which the size that a gzip file states is not trusted
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist",
     "https://ossci-datasets.s3.amazonaws.com/mnist",
@@ -45,17 +47,22 @@ def mnist(
     10,000 to test.
 
     Read from `folder`, or without one from DIPTYCH_DATA or the caches of diptych and of Paddle;
-    where none has the files they are fetched into the cache. Raises MissingFileError, which says
+    where none has the files they are fetched into the cache. Large files are kept there unpacked,
+    too, so that they are unpacked once. Raises MissingFileError, which says
     which files to put where, or FileFormatError where a file is not the right one.
     """
     splits = FILES if check_split(split) == "all" else {split: FILES[split]}
     names = [name for pair in splits.values() for name in pair]
     where = _folder(folder, names, mirrors, checksums)
     arrays = [_read(_find(where, name), name, checksums) for name in names]
-    images, labels = np.concatenate(arrays[0::2]), np.concatenate(arrays[1::2])
+    images, labels = _joined(arrays[0::2]), _joined(arrays[1::2])
     return ArrayDataset(
         images.reshape(len(images), -1), labels.astype(np.int64), 255.0, 0.0, "mnist", str(where)
     )
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _folder(
@@ -114,22 +121,45 @@ def _read(
     """The array of an idx file, packed or not."""
     assert path is not None
     packed = path.suffix == ".gz" if packed is None else packed
+    checksum = checksums[name]
+    found = unpacked.kept(path, checksum) if packed else None
+    if found is not None:
+        return _array(found, path)
     try:
         data = path.read_bytes()
-        data = gzip.decompress(data) if packed else data
+        data = _unpacked(data) if packed else data
     except (OSError, EOFError, zlib.error) as problem:
         raise FileFormatError(
             "an MNIST file is a gzip file", f"{path}: {problem}", "fetch it again"
         ) from problem
-    rank = data[3] if len(data) >= 4 and data[:3] == b"\0\0\x08" else 0
+    array = _array(np.frombuffer(data, np.uint8), path)
+    if hashlib.sha256(data).hexdigest() != checksum:
+        raise FileFormatError(
+            "MNIST's files have known checksums", f"{path} has another", "fetch it again"
+        )
+    if packed and path.suffix == ".gz":  # not what is still being fetched
+        unpacked.keep(path, checksum, data)
+    return array
+
+
+def _unpacked(data: bytes) -> bytes:
+    """The content of a gzip file: of one member at once, in memory of the size it ends with."""
+    size = int.from_bytes(data[-4:], "little")
+    if data[:2] == b"\x1f\x8b" and size < MUCH:
+        one = zlib.decompressobj(31)
+        out = one.decompress(data, size + 1)
+        if one.eof and not one.unused_data:
+            return out
+    return gzip.decompress(data)
+
+
+def _array(data: Array, path: Path) -> Array:
+    """The array that the bytes of an idx file hold."""
+    rank = int(data[3]) if len(data) >= 4 and data[:3].tobytes() == b"\0\0\x08" else 0
     header = 4 + 4 * rank
-    shape = [int(n) for n in np.frombuffer(data[4:header], ">u4")] if len(data) >= header else []
+    shape = [int(n) for n in data[4:header].view(">u4")] if len(data) >= header else []
     if not rank or len(shape) != rank or len(data) != header + int(np.prod(shape)):
         raise FileFormatError(
             "an idx file has a header and as many bytes as it says", f"{path}", "fetch it again"
         )
-    if hashlib.sha256(data).hexdigest() != checksums[name]:
-        raise FileFormatError(
-            "MNIST's files have known checksums", f"{path} has another", "fetch it again"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    return data[header:].reshape(shape)
