@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,9 @@ def batch(reader: Reader, batch_size: int, drop_last: bool = False) -> Reader:
         raise ValueError(f"batch_size should be a positive integer value, but got {batch_size}")
 
     def batches() -> Iterator[Any]:
-        rows: list[Any] = []
-        for sample in reader():
-            rows.append(sample)
-            if len(rows) == size:
-                yield rows
-                rows = []
+        samples = iter(reader())
+        while len(rows := list(islice(samples, size))) == size:
+            yield rows
         if rows and not drop_last:
             yield rows
 

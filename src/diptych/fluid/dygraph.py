@@ -54,17 +54,18 @@ class VarBase(Arithmetic):
 
     def backward(self, backward_strategy: Any = None, retain_graph: bool = False) -> None:
         """Gradients of this value; they take the place of those of an earlier backward."""
-        if self.tensor.node.released or not self.tensor.requires_grad:
+        tensor = self.tensor
+        if tensor.node.released or not tensor.requires_grad:
             return
-        known = [p for p in _tracer().parameters if p.tensor.grad is not None]
-        before = [(p, p.tensor.grad) for p in known]
-        for p in known:
-            p.tensor.grad = None
-        seed = None if self.tensor.shape in ((), (1,)) else np.ones(self.shape, np.float32)
-        self.tensor.backward(seed, retain_graph)
+        known = [p.tensor for p in _tracer().parameters]
+        before = [(p, grad) for p in known if (grad := p.grad) is not None]
+        for p, _ in before:
+            p.grad = None
+        seed = None if tensor.shape in ((1,), ()) else np.ones(self.shape, np.float32)
+        tensor.backward(seed, retain_graph)
         for p, grad in before:
-            if p.tensor.grad is None:
-                p.tensor.grad = grad
+            if p.grad is None:
+                p.grad = grad
 
     def gradient(self) -> Array | None:
         grad = self.tensor.grad
@@ -248,7 +249,10 @@ class Layer:
             yield from layer.named_parameters(f"{prefix}{name}.")
 
     def parameters(self, include_sublayers: bool = True) -> list[ParamBase]:
-        return [p for _, p in self.named_parameters()]
+        found = list(self._parameters.values())
+        for layer in self._sub_layers.values():
+            found += layer.parameters()
+        return found
 
     def state_dict(self) -> OrderedDict[str, ParamBase]:
         return OrderedDict(self.named_parameters())
@@ -312,10 +316,10 @@ class Linear(Layer):
         if bias_attr is not False:
             self.bias = self.create_parameter([output_dim], bias_attr, is_bias=True)
         self._helper = Helper("linear_call", self._full_name)
+        self._known = act is None or act in activations()
 
     def forward(self, input: VarBase) -> Any:
-        known = self._act is None or self._act in activations()
-        if self.bias is None or not known:
+        if self.bias is None or not self._known:
             out = self._helper.op("matmul", {"X": [input], "Y": [self.weight]})
             if self.bias is not None:
                 out = self._helper.op("elementwise_add", {"X": [out], "Y": [self.bias]}, axis=-1)

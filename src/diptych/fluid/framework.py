@@ -258,13 +258,24 @@ def program_guard(main_program: Program, startup_program: Program | None = None)
 class Helper:
     """Names, parameters and operators of one call of a layer, in both modes."""
 
+    __slots__ = ("_name", "layer")
+
     def __init__(self, layer: str, name: str | None = None) -> None:
-        self.name = name or STATE.names.make(layer)
-        self.dygraph = STATE.tracer is not None
+        self.layer, self._name = layer, name
+
+    @property
+    def name(self) -> str:
+        if self._name is None:  # operators of dygraph need none
+            self._name = STATE.names.make(self.layer)
+        return self._name
+
+    @property
+    def dygraph(self) -> bool:
+        return STATE.tracer is not None
 
     def op(self, type: str, inputs: Mapping[str, Sequence[Any]], **attributes: Any) -> Any:
         """The first output of an operator."""
-        if self.dygraph:
+        if STATE.tracer is not None:
             operands = [v.tensor for vs in inputs.values() for v in vs]
             try:
                 return STATE.tracer.variable(OPERATORS[type].run(operands, attributes))

@@ -115,7 +115,7 @@ def mean(x: Any, name: str | None = None) -> Any:
 
 def accuracy(input: Any, label: Any, k: int = 1, correct: Any = None, total: Any = None) -> Any:
     """Share of rows whose label is among the k greatest, shape (1,)."""
-    if len(label.shape) != 2 or label.tensor.dtype.name != "i64":
+    if label.tensor.ndim != 2 or label.tensor.dtype.name != "i64":
         raise EnforceNotMet(
             "accuracy takes int64 labels of 2 dimensions, (N, 1)\n"
             f"  got  {list(label.shape)}\n  try  labels.reshape(-1, 1).astype('int64')"

@@ -13,13 +13,15 @@ from diptych.fluid.framework import SCOPE, STATE, Program, Variable
 
 
 class _Rate:
-    """The learning rate as a variable of the program, which a scope may read and set."""
+    """The learning rate of a program: a variable of it, which a scope may read and set."""
 
-    rate_variable: dp.Parameter
+    rate_variable: dp.Parameter | None = None
 
     _rates: dict[Any, Any]  # what is computed once a step, as `optim.Optimizer` has it
 
     def rate(self, parameter: dp.Parameter) -> Any:
+        if self.rate_variable is None:  # dygraph has none
+            return super().rate(parameter)  # type: ignore[misc]
         if "rate" not in self._rates:
             self._rates["rate"] = dp.negative(self.rate_variable)
         return self._rates["rate"]
@@ -27,6 +29,9 @@ class _Rate:
 
 class _SGD(_Rate, optim.SGD):
     """param <- fma(-rate, grad, param), and with momentum as `optim.SGD` has it."""
+
+    def update(self, parameter: dp.Parameter, grad: Any) -> None:
+        super().update(parameter, grad)  # by the rate above, whatever else SGD does for all at once
 
 
 class _Adam(_Rate, optim.Adam):
@@ -36,8 +41,8 @@ class _Adam(_Rate, optim.Adam):
     def before_step(self) -> None:
         super().before_step()
         one, two = (dp.subtract(1.0, power) for power in self.powers)
-        rate = dp.cast(self.rate_variable, "f64")
-        step = dp.negative(dp.divide(dp.multiply(rate, dp.sqrt(two)), one))
+        rate = dp.cast(self.rate(self.parameters[0]), "f64")  # negative
+        step = dp.divide(dp.multiply(rate, dp.sqrt(two)), one)
         self._scalars = (step, dp.cast(1.0, "f64"))
 
 
@@ -102,12 +107,11 @@ class Optimizer:
         return [], gradients
 
     def _make(self, parameters: Sequence[dp.Parameter]) -> Any:
-        name = STATE.names.make("learning_rate")
-        rate = np.array([self.learning_rate], np.float32)
         self.inner = self.make(parameters)
-        self.inner.rate_variable = dp.Parameter(rate, trainable=False, name=name)
         if STATE.tracer is None:
-            made = self.inner.rate_variable
+            name = STATE.names.make("learning_rate")
+            rate = np.array([self.learning_rate], np.float32)
+            self.inner.rate_variable = made = dp.Parameter(rate, trainable=False, name=name)
             variable = Variable(STATE.main, name, made, persistable=True)
             variable.is_parameter = False
             STATE.main.variables[name] = variable
@@ -130,10 +134,14 @@ class Optimizer:
         assert self.parameter_list is not None
         if self.inner is None:
             self._make([v.tensor for v in self.parameter_list if v.tensor.trainable])
+        found = []
         for variable in self.parameter_list:
-            if variable.cleared and variable.tensor.grad is None:
-                variable.tensor.grad = dp.tensor(np.zeros(variable.shape, np.float32))
-        found = [(v, v.tensor.grad) for v in self.parameter_list if v.tensor.grad is not None]
+            grad = variable.tensor.grad
+            if grad is None:
+                if not variable.cleared:
+                    continue
+                grad = variable.tensor.grad = dp.tensor(np.zeros(variable.shape, np.float32))
+            found.append((variable, grad))
         if found:
             self.inner.step()
         return [], found
@@ -154,7 +162,8 @@ class SGD(Optimizer):
     """param <- param - rate * grad."""
 
     def make(self, parameters: Sequence[dp.Parameter]) -> Any:
-        return _SGD(parameters, self.learning_rate)
+        kind = _SGD if STATE.tracer is None else optim.SGD
+        return kind(parameters, self.learning_rate)
 
 
 class Momentum(Optimizer):
@@ -175,7 +184,8 @@ class Momentum(Optimizer):
         self.momentum, self.use_nesterov = momentum, use_nesterov
 
     def make(self, parameters: Sequence[dp.Parameter]) -> Any:
-        return _SGD(parameters, self.learning_rate, self.momentum, nesterov=self.use_nesterov)
+        kind = _SGD if STATE.tracer is None else optim.SGD
+        return kind(parameters, self.learning_rate, self.momentum, nesterov=self.use_nesterov)
 
 
 class Adam(Optimizer):
