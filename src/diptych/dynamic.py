@@ -514,6 +514,8 @@ class DynamicRecorder(TensorRecorder):
             made = plan.last = self._made(plan, nodes, inputs, held)
             plan.held, plan.device = held, self.device
         results = made.executable.run(inputs)
+        if len(made.overwritten) < len(plan.donors):
+            _keep_order(results, inputs, plan.donors)
         if not made.kinds:
             made.kinds = [None] * len(results)
         for n, value, ended, kind in zip(plan.outputs, results, plan.ended, made.kinds):
@@ -557,6 +559,7 @@ class DynamicRecorder(TensorRecorder):
         donors = _donors(outputs, leaves, replaced)
         donated = {o: n for o, n in donors if held and held[n] == SOLE}
         results = self._executable(order, outputs, donated).run(inputs)
+        _keep_order(results, inputs, donors)
         for node, value in zip(outputs, results, strict=True):
             node.value, node.pending = value, None
             if not node.needs_grad or node.leaf:  # nobody differentiates through it any more
@@ -621,6 +624,12 @@ def _donors(
         for new, old in replaced
         if id(new) in out and id(old) in place and id(old) not in kept
     ]
+
+
+def _keep_order(results: list[Any], inputs: list[Any], donors: list[tuple[int, int]]) -> None:
+    """New values of parameters lie in memory as the old ones do."""
+    for output, place in donors:
+        results[output] = engine.relaid(results[output], inputs[place])
 
 
 def _check_few(point: Point, op: Operator, inputs: list[Node], where: Where) -> None:

@@ -27,19 +27,50 @@ ALIGN = 64
 SMALL = 1 << 12  # bytes below which alignment is not worth its price
 
 
-def empty(shape: Sequence[int], dtype: Any, axes: Sequence[int] | None = None) -> Array:
-    """Memory for a tensor, aligned where it is large; `axes` is the order of its axes in memory."""
+def empty(shape: Sequence[int], dtype: Any) -> Array:
+    """Memory for a tensor in row-major order, aligned where it is large."""
     dtype = np.dtype(dtype)
     size = math.prod(shape)
-    if axes is None and size * dtype.itemsize <= SMALL:
+    if size * dtype.itemsize <= SMALL:
         return np.empty(shape, dtype)
+    return _aligned(size, dtype).reshape(shape)
+
+
+def empty_columns(shape: tuple[int, int], dtype: Any) -> Array:
+    """Memory for a matrix with its first axis innermost. Each column starts on a cache line, where
+    that costs little: loads meet fewer lines, and threads that divide a matrix share none."""
+    dtype = np.dtype(dtype)
+    line = ALIGN // dtype.itemsize
+    pitch = -(-shape[0] // line) * line
+    if (pitch - shape[0]) * 8 > shape[0]:
+        pitch = shape[0]
+    return _aligned(shape[1] * pitch, dtype).reshape(shape[1], pitch)[:, : shape[0]].T
+
+
+def copied(array: Array) -> Array:
+    """A copy with the strides of the original."""
+    new = array.copy(order="K")
+    if new.strides != array.strides and array.ndim == 2:
+        new = empty_columns(array.shape, array.dtype)  # type: ignore[arg-type]
+        new[...] = array
+    return new
+
+
+def relaid(array: Array, old: Array | None) -> Array:
+    """The array with the strides of the value that it replaces, for which code is there."""
+    if old is None or array.strides == old.strides or array.ndim != 2:
+        return array
+    new = empty_columns(array.shape, array.dtype)  # type: ignore[arg-type]
+    if new.strides != old.strides:
+        return array
+    new[...] = array
+    return new
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
     raw = np.empty(max(size, 1) * dtype.itemsize + ALIGN, np.uint8)
     start = -address(raw) % ALIGN
-    flat = raw[start : start + size * dtype.itemsize].view(dtype)
-    if axes is None:
-        return flat.reshape(shape)  # type: ignore[no-any-return]
-    listed = flat.reshape([shape[a] for a in axes])
-    return listed.transpose([list(axes).index(n) for n in range(len(shape))])  # type: ignore[no-any-return]
+    return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _maker(shape: tuple[int, ...], dtype: Any) -> Callable[[], Array]:

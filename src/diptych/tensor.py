@@ -12,7 +12,7 @@ import numpy as np
 
 from diptych.autodiff import gradients, history_of, release, was_released
 from diptych.dtypes import DType, TensorType, as_dtype
-from diptych.engine import empty
+from diptych.engine import empty, empty_columns
 from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Node, Operand, Operator, constant_node, input_node
 from diptych.graph.record import Recorder, author_line, current, origin
@@ -429,10 +429,19 @@ class Parameter(Tensor):
 
     def memory(self, value: Array) -> Array:
         """A copy in the memory order of this parameter."""
-        axes = (1, 0) if value.ndim == 2 and self.order == "F" else None
-        own = empty(value.shape, as_dtype(value.dtype).numpy, axes)
+        dtype = as_dtype(value.dtype).numpy
+        if value.ndim == 2 and self.order == "F":
+            own = empty_columns(value.shape, dtype)  # type: ignore[arg-type]
+        else:
+            own = empty(value.shape, dtype)
         own[...] = value
         return own
+
+    def place(self, value: Array) -> None:
+        """Take an array of the parameter's type as the present value, in memory of its own."""
+        node = input_node(self.node.type, self.node.label)
+        node.value = self.memory(value)
+        self.bind(node, self.node.needs_grad)
 
     def bind(self, node: Node, trainable: bool) -> None:
         """Take a node as the present value."""
@@ -451,7 +460,12 @@ class Parameter(Tensor):
         """Give the parameter another value of the same type."""
         panel = current_panel(self)
         if not isinstance(value, Tensor):
-            value = panel.array(np.asarray(value, self.dtype.numpy, order="C"))
+            value = np.asarray(value, self.dtype.numpy)
+            if panel is default_panel() and value.shape == self.shape:
+                with panel.lock:
+                    self.place(value)
+                return
+            value = panel.array(np.asarray(value, order="C"))
         if value.type != self.type:
             raise ShapeError(
                 "a parameter keeps its type", f"{self.type} assigned {value.type}", "reshape it"

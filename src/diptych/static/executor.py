@@ -42,7 +42,7 @@ class Startup:
     def run(self) -> None:
         """Give every parameter its initial value."""
         for parameter, make in self.initial:
-            _set_value(parameter, make())
+            parameter.place(np.asarray(make(), parameter.node.type.dtype.numpy))
 
 
 class Executor:
@@ -129,13 +129,6 @@ class Trace:
             shown = " ".join(shown.split())
             lines.append(f"    {name} {value.dtype}{list(value.shape)} = {shown}")
         return "\n".join(lines)
-
-
-def _set_value(parameter: Parameter, value: Array) -> None:
-    node = parameter.node
-    fresh = input_node(node.type, node.label)
-    fresh.value = parameter.memory(np.asarray(value, node.type.dtype.numpy))
-    parameter.bind(fresh, node.needs_grad)
 
 
 SOLE = next(map(getrefcount, [object()])) + 1  # what a list and one other hold
@@ -232,9 +225,10 @@ class Plan:
     def _bind(self, results: list[Array]) -> None:
         """Parameters take their new values; what was updated in place has it already."""
         for (parameter, *_), value in zip(self.updates, results[len(self.wanted) :], strict=True):
-            if parameter.node.value is not value:
+            old = parameter.node.value
+            if old is not value:
                 fresh = input_node(parameter.type, parameter.name)
-                fresh.value = value
+                fresh.value = engine.relaid(value, old)
                 parameter.bind(fresh, parameter.node.needs_grad)
 
     def _feed_values(self, feed: Mapping[str, Any]) -> tuple[list[Array], dict[str, int]]:

@@ -124,7 +124,7 @@ class Scanned:
         donated, results = {}, len(self.capture.results)
         for n, (parameter, _, _) in enumerate(self.updates):
             at = place[id(parameter)]
-            values[at] = values[at].copy(order="K")
+            values[at] = engine.copied(values[at])
             donated[results + n] = at
         random = []
         for n, (node, read) in enumerate(self.live):
