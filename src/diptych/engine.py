@@ -13,6 +13,7 @@ import numpy as np
 
 from diptych import config, interpret
 from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
+from diptych.compiler.orders import wanted_orders as wanted_orders
 from diptych.compiler.pipeline import ENTRY, compile_graph
 from diptych.compiler.target import Target
 from diptych.errors import DeviceError, InternalError
@@ -53,6 +54,17 @@ def copied(array: Array) -> Array:
     if new.strides != array.strides and array.ndim == 2:
         new = empty_columns(array.shape, array.dtype)  # type: ignore[arg-type]
         new[...] = array
+    return new
+
+
+def turned(array: Array, innermost: int) -> Array:
+    """The matrix with this axis innermost in memory: itself, or a copy."""
+    if array.strides[innermost] == array.itemsize or 1 in array.shape:
+        return array
+    turn = innermost == 0
+    new = empty_columns(array.shape if turn else array.shape[::-1], array.dtype)  # type: ignore[arg-type]
+    new = new if turn else new.T
+    new[...] = array
     return new
 
 

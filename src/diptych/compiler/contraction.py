@@ -138,13 +138,9 @@ class ContractionEmitter(KernelEmitter):
         return at.pop("down"), at.pop("across"), at
 
     def _panels_first(self) -> bool:
-        """Whether all rows pass over some columns first: where the vector side does not stay
-        near, and where a weight is updated that a product has read by its columns, so that each
-        thread meets its own part again."""
-        if self.terms <= SHORT:
-            return self.kernel.out.bytes <= FAR_RESULT
+        """Whether all rows pass over some columns first: the vector side does not stay near."""
         side = self.terms * self.fold.dtype.bytes * self.kernel.shape[self.vector]
-        return side > SMALL_SIDE
+        return self.terms > SHORT and side > SMALL_SIDE
 
     def _unit(self, at: dict[str, str], down: str, across: str) -> None:
         """One tile, whole or at an end."""

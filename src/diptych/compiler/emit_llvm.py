@@ -23,7 +23,7 @@ from diptych.dtypes import DType, bool_, i64
 from diptych.kernel import expr as k
 
 BLOCK = 1024
-PARALLEL_COST = 1 << 21  # scalar operations below which a kernel stays on one thread
+PARALLEL_COST = 1 << 16  # scalar operations below which a kernel stays on one thread
 FEW_UNITS = 8
 Value = tuple[str, int]  # name, lanes
 

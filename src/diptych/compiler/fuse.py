@@ -165,6 +165,7 @@ class Fusion:
         self.checks: list[Check] = []
         self.plan = Materialise(graph)
         self.packed: dict[tuple[int, int], Buffer] = {}
+        self.along: dict[int, int] = {}  # the axis of a contraction's result that vectors lie along
         for slot, node in enumerate(graph.inputs):
             order = strides.get(slot, row_major(self._shape(node.type)))
             self.buffers[id(node)] = Buffer(node.type, order, "input", slot)
@@ -260,16 +261,14 @@ class Fusion:
             for axis, letter in enumerate(sides[side]):
                 if letter in op.out and letter not in sides[1 - side]:
                     found.append((side, axis, self._step(node.inputs[side], axis)))
-        straight = [
-            f for f in found if f[2] == 1 and self._extent(node.inputs[f[0]], f[1]) >= NARROW
-        ]
-        if not straight:
-            turned = [f for f in found if self._extent(node.inputs[f[0]], f[1]) > 1]
-            if turned:
-                side, axis, _ = min(turned, key=lambda f: self._turning_cost(node, f[0], f[1]))
-                self._pack_side(node, side, axis)
-        elif len(straight) == 1:
-            side, axis, _ = straight[0]
+        found = [f for f in found if self._extent(node.inputs[f[0]], f[1]) > 1]
+        if not found:
+            return
+        side, axis, step = min(found, key=lambda f: self._cost(node, *f))
+        self.along[id(node)] = op.out.index(sides[side][axis])
+        if step != 1:
+            self._pack_side(node, side, axis)
+        elif sum(f[2] == 1 for f in found) == 1:
             size = node.inputs[side].type.size * node.type.dtype.bytes  # type: ignore[operator]
             if self._rows(node, side) >= MANY_ROWS and size > FAR:
                 self._pack_side(node, side, axis)
@@ -284,14 +283,50 @@ class Fusion:
         own = [d for c, d in zip(sides[1 - side], other, strict=True) if c not in sides[side]]
         return math.prod(int(d) for d in own)  # type: ignore[arg-type]
 
-    def _turning_cost(self, node: Node, side: int, axis: int) -> float:
-        """Cycles to turn a side round, and to store against the grain where that follows."""
+    def _cost(self, node: Node, side: int, axis: int, step: int | None) -> float:
+        """Cycles to turn a side round, so that vectors lie along an axis of it, and to store
+        against the grain where that follows."""
         letter = (node.op.left, node.op.right)[side][axis]  # type: ignore[attr-defined]
-        size = float(int(node.inputs[side].type.size))  # type: ignore[arg-type]
-        along = node.op.out[-1] == letter  # type: ignore[attr-defined]
-        short = self._extent(node.inputs[side], axis) < self.target.lanes
-        stores = 0.0 if along else 10.0 * int(node.type.size)  # type: ignore[arg-type]
-        return size * 0.4 + stores + (1e9 if short and not along else 0.0)
+        given = node.inputs[side]
+        turning = 0.0 if step == 1 else 0.4 * int(given.type.size)  # type: ignore[arg-type]
+        size = int(node.type.size)  # type: ignore[arg-type]
+        extent = self._extent(given, axis)
+        idle = size * (self.target.lanes / extent - 1.0) if extent < NARROW else 0.0
+        place = node.op.out.index(letter)  # type: ignore[attr-defined]
+        out = self._ends_in(node)
+        if out is None:  # a temporary may lie as it is made
+            return turning + idle + (0.0 if place == node.type.rank - 1 else 1.5 * size)
+        return turning + idle + (0.0 if out.strides[place] == 1 else 10.0 * size)
+
+    def _ends_in(self, node: Node) -> Buffer | None:
+        """The output that the kernel around a node writes, if it is one."""
+        rank = node.type.rank
+        while id(node) not in self.plan.chosen:
+            node = self.plan.users[id(node)][0]
+        found = self.buffers.get(id(node))
+        return found if found is not None and len(found.strides) == rank else None
+
+    def _lying(self, node: Node) -> tuple[int, ...]:
+        """Strides for a temporary: as the vectors of the contraction inside its kernel lie."""
+        shape = self._shape(node.type)
+        innermost, inner = None, node
+        while innermost is None and inner.type.shape == node.type.shape:
+            innermost = self.along.get(id(inner))
+            inlined = [n for n in inner.inputs if id(n) not in self.plan.chosen and n.inputs]
+            if not inlined:
+                break
+            inner = next((n for n in inlined if self._holds(n)), inlined[0])
+        if innermost is None:
+            return row_major(shape)
+        order = [n for n in range(len(shape)) if n != innermost] + [innermost]
+        steps = dict(zip(order, row_major(tuple(shape[n] for n in order)), strict=True))
+        return tuple(steps[n] for n in range(len(shape)))
+
+    def _holds(self, node: Node) -> bool:
+        """Whether a contraction is computed inside a node that gets no memory."""
+        return isinstance(node.op, Contract) or any(
+            id(n) not in self.plan.chosen and self._holds(n) for n in node.inputs
+        )
 
     def _pack_side(self, node: Node, side: int, axis: int) -> None:
         """Copy a side with `axis` innermost, in panels of a tile's columns where it is wide."""
@@ -363,7 +398,7 @@ class Fusion:
         shape = self._shape(node.type)
         buffer = self.buffers.get(id(node))
         if buffer is None:
-            buffer = Buffer(node.type, row_major(shape), "temporary")
+            buffer = Buffer(node.type, self._lying(node), "temporary")
         names, indices = self._indices(len(shape))
         value = self._lowered(node, {}, indices)
         self.buffers[id(node)] = buffer

@@ -49,7 +49,7 @@ class TransposeEmitter(KernelEmitter):
 
     @property
     def parallel(self) -> bool:
-        return self.units > 1 and math.prod(self.kernel.shape) >= 1 << 17
+        return self.units > 1 and math.prod(self.kernel.shape) >= 1 << 13
 
     def emit(self) -> str:
         """The whole function: a loop over a range of units."""

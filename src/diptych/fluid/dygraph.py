@@ -145,7 +145,7 @@ class Tracer:
         return VarBase(tensor)
 
     def parameter(self, name: str, value: Array) -> ParamBase:
-        made = ParamBase(dp.Parameter(value, name=name, order="C"), name)
+        made = ParamBase(dp.Parameter(value, name=name, order="F"), name)
         self.parameters.append(made)
         return made
 

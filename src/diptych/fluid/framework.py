@@ -311,7 +311,7 @@ class Helper:
             return STATE.main.variables[name]
         startup, seed = STATE.startup, STATE.startup.random_seed
         with STATE.main.inner:
-            made = dp.Parameter(np.zeros(tuple(shape), np.float32), name=name, order="C")
+            made = dp.Parameter(np.zeros(tuple(shape), np.float32), name=name, order="F")
         startup.initialisers.append((made, lambda: draw(shape, seed)))
         variable = Variable(STATE.main, name, made, persistable=True)
         STATE.main.variables[name] = variable

@@ -195,7 +195,7 @@ def _weights(program: Program, names: Sequence[str], folder: Path, together: str
             put_value(known, array)
             made = known
         else:
-            made = dp.Parameter(array, name=name, order="C")
+            made = dp.Parameter(array, name=name, order="F")
             SCOPE.put(name, made)
         program.variables[name] = Variable(program, name, made, persistable=True)
 

@@ -27,7 +27,7 @@ class Linear(Module):
                 "nn.Linear(784, 100)",
             )
         self.in_features, self.out_features = in_features, out_features
-        self.weight = Parameter(init.kaiming_uniform((out_features, in_features)))
+        self.weight = Parameter(init.kaiming_uniform((out_features, in_features)), order="C")
         bound = 1.0 / math.sqrt(in_features)
         self.bias = Parameter(init.uniform((out_features,), -bound, bound)) if bias else None
 

@@ -161,6 +161,7 @@ class Plan:
         own = {id(p): len(self.feeds) + n for n, p in enumerate(self.state)}
         self.slots = [own.get(id(p)) for p, *_ in self.updates]  # the input that an update replaces
         self.executables: dict[Any, Ready] = {}
+        self.orders: dict[Any, dict[int, int]] = {}
         self.last: Ready | None = None
 
     def run(self, feed: Mapping[str, Any]) -> list[Array]:
@@ -191,11 +192,32 @@ class Plan:
             form = ([v.strides for v in inputs], sizes, self.device or panel.device)
             ready = self.last
             if ready is None or ready.held != held or ready.form != form:
+                if self._turn(sizes):  # what was turned is read anew
+                    first, last = len(values), len(values) + len(self.state)
+                    del inputs[first:last]
+                    held = self._held()
+                    inputs[first:first] = [p.node.value for p in self.state]
+                    form = ([v.strides for v in inputs], *form[1:])
                 ready = self._ready(inputs, held or self._held(), form)
             results = ready.executable.run(inputs)
             if not ready.in_place:
                 self._bind(results)
         return results[: len(self.wanted)]
+
+    def _turn(self, sizes: dict[str, int]) -> bool:
+        """Turn weights round that this plan only reads, where they lie badly for it."""
+        key = tuple(sorted(sizes.items()))
+        if key not in self.orders:
+            self.orders[key] = engine.wanted_orders(specialise(self.graph, sizes))
+        some, first = False, len(self.feeds)
+        for slot, axis in self.orders[key].items():
+            if not first <= slot < first + len(self.state) or slot in self.slots:
+                continue
+            node = self.state[slot - first].node
+            new = engine.turned(node.value, axis)
+            if new is not node.value:
+                node.value, node.kind, some = new, None, True
+        return some
 
     def _held(self) -> list[int]:
         """How many hold the nodes and the values of the parameters that are updated."""
