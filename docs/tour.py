@@ -83,7 +83,7 @@ kernels = schedule(fusion)
 show("fuse and schedule", "\n".join(f"k{n} -> {k.node!r}" for n, k in enumerate(kernels)))
 
 # memory: temporaries share one arena. Scalars need little of it.
-show("memory", f"{plan_memory(kernels)} bytes of arena")
+show("memory", f"{plan_memory(kernels)[1]} bytes of arena")
 
 # emit: LLVM text for one CPU. No fast-math flag, and no call that LLVM could fold on its own.
 llvm = emit_module(kernels, target, len(graph.inputs) + len(graph.outputs))

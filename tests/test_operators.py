@@ -8,7 +8,7 @@ import diptych as dp
 from diptych.errors import ShapeError, ValueRangeError
 from diptych.ops.base import ALL
 
-MADE_BY_RULES = {"size"}
+MADE_BY_RULES = {"size", "extent"}
 
 
 @pytest.fixture

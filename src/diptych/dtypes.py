@@ -121,11 +121,15 @@ class Dim:
         return Dim((((name,), 1),))
 
     def __add__(self, other: Dimension) -> Dimension:
+        if not isinstance(other, DIMENSIONS):
+            return NotImplemented
         return _normal([*self.terms, *_terms(other)])
 
     __radd__ = __add__
 
     def __mul__(self, other: Dimension) -> Dimension:
+        if not isinstance(other, DIMENSIONS):
+            return NotImplemented
         return _normal(
             (tuple(sorted(a + b)), m * n) for a, m in self.terms for b, n in _terms(other)
         )
@@ -133,12 +137,18 @@ class Dim:
     __rmul__ = __mul__
 
     def __sub__(self, other: Dimension) -> Dimension:
+        if not isinstance(other, DIMENSIONS):
+            return NotImplemented
         return self + (-1) * other
 
     def __rsub__(self, other: Dimension) -> Dimension:
+        if not isinstance(other, DIMENSIONS):
+            return NotImplemented
         return other + (-1) * self
 
     def __floordiv__(self, other: Dimension) -> Dimension:
+        if not isinstance(other, DIMENSIONS):
+            return NotImplemented
         quotient = exact_quotient(self, other)
         if quotient is None:
             raise ShapeError(
@@ -157,6 +167,7 @@ class Dim:
 
 
 Dimension = int | Dim
+DIMENSIONS = (int, np.integer, Dim)  # what a dimension is added to and multiplied by
 Shape = tuple[Dimension, ...]
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from diptych import config, interpret
+from diptych.compiler.kernels import row_major
 from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
 from diptych.compiler.orders import wanted_orders as wanted_orders
 from diptych.compiler.pipeline import ENTRY, compile_graph
 from diptych.compiler.target import Target
+from diptych.dtypes import Dim, Shape, bind, symbols
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
+from diptych.graph.rewrite import specialise
 from diptych.runtime import call
 from diptych.runtime.call import address
 from diptych.runtime.code import Code, assembly, host_target
@@ -25,6 +29,7 @@ from diptych.runtime.threads import pool_address
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
+KEPT = 16  # sizes of a symbolic executable that keep their memory between calls
 SMALL = 1 << 12  # bytes below which alignment is not worth its price
 
 
@@ -115,15 +120,16 @@ class Frame:
         constants = executable.constants
         ins, outs = len(graph.inputs), len(graph.outputs)
         pool = ins + outs + len(constants) + 1
-        self.words = np.zeros(call.TABLE + pool + 1 + 2 * len(compiled.checks), np.int64)
-        self.first_check = call.TABLE + pool + 1
-        self.arena = empty((max(compiled.arena_bytes, SMALL + 1),), np.uint8)
+        self.words = np.zeros(call.TABLE + pool + 2 + 2 * len(compiled.checks), np.int64)
+        self.first_check = call.TABLE + pool + 2
+        self.arena = empty((max(executable.arena_bytes, SMALL + 1),), np.uint8)
         self.address = address(self.words)
         arena = address(self.arena)
         self.words[: call.TABLE] = [executable.code.address(ENTRY), ins, outs, arena, pool]
         table = self.words[call.TABLE :]
         table[ins + outs : pool - 1] = [address(a) for a in constants]
         table[pool - 1] = self.address + 8 * self.first_check
+        table[pool + 1] = address(executable.words)
 
     def bad_position(self, check: int) -> int:
         """The position that failed a check, which is forgotten."""
@@ -134,25 +140,21 @@ class Frame:
 
 
 class Executable:
-    """One native function for a graph with known sizes."""
+    """One native function for a graph. Where sizes of the graph are symbols, `at` gives the
+    executable for sizes: the same code with other memory."""
 
-    def __init__(
-        self, graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int]
-    ) -> None:
+    def __init__(self, graph: Graph, strides: Mapping[int, Shape], donated: dict[int, int]) -> None:
         start = time.perf_counter()
         target = host_target(config.cpu())
         self.compiled = compile_graph(graph, strides, donated, target)
         self.graph, self.donated = graph, donated
         self.constants = self.compiled.constants
         self.code = self._load(target)
-        self.frames: list[Frame] = []
         self.trampoline = call.trampoline()
-        self.outputs = [
-            (tuple(int(d) for d in o.type.shape), o.type.dtype.numpy)  # type: ignore[arg-type]
-            for o in graph.outputs
-        ]
-        # For every output the input that it is written over, or -1, and what makes its memory.
-        self.places = [(donated.get(n, -1), _maker(*made)) for n, made in enumerate(self.outputs)]
+        self.bound: dict[tuple[int, ...], Self] = {}
+        self.recent: list[Executable] = []  # those of `bound` that hold memory
+        if not self.compiled.symbols:
+            self._bind({})
         STATISTICS.compiles += 1
         STATISTICS.compile_seconds += time.perf_counter() - start
         if config.debug():
@@ -160,6 +162,40 @@ class Executable:
 
     def _load(self, target: Target) -> Code:
         return Code(self.compiled.llvm, target, [ENTRY])
+
+    def at(self, sizes: Mapping[str, int]) -> Self:
+        """The executable for these sizes of the symbols, all of them at least 2."""
+        if not self.compiled.symbols:
+            return self
+        key = tuple(sizes[name] for name in self.compiled.symbols)
+        found = self.bound.get(key)
+        if found is None:
+            found = copy.copy(self)
+            found._bind(dict(zip(self.compiled.symbols, key, strict=True)))
+            self.bound[key] = found
+        return found
+
+    def _bind(self, sizes: Mapping[str, int]) -> None:
+        """What the code reads and writes at these sizes."""
+        words, self.arena_bytes = self.compiled.words(sizes)
+        self.sizes, self.words = sizes, np.array([*words, 0], np.int64)
+        self.frames: list[Frame] = []
+        self.outputs = [
+            (tuple(bind(d, sizes) for d in o.type.shape), o.type.dtype.numpy)
+            for o in self.graph.outputs
+        ]
+        # For every output the input that it is written over, or -1, and what makes its memory.
+        self.places = [
+            (self.donated.get(n, -1), _maker(*made)) for n, made in enumerate(self.outputs)
+        ]
+
+    def _frame(self) -> Frame:
+        """Memory for a call; of the sizes of a symbol, a few keep theirs."""
+        if self.sizes and self not in self.recent:
+            self.recent.append(self)
+            if len(self.recent) > KEPT:
+                self.recent.pop(0).frames.clear()
+        return Frame(self)
 
     def assembly(self) -> str:
         """The machine code as text."""
@@ -186,7 +222,7 @@ class Executable:
         try:
             frame = self.frames.pop()
         except IndexError:
-            frame = Frame(self)
+            frame = self._frame()
         failed = self.trampoline(frame.address, id(inputs), id(results), pool_address())
         if failed:
             self._raise(failed, frame.bad_position(failed - 1))
@@ -195,7 +231,8 @@ class Executable:
 
     def _raise(self, failed: int, bad: int) -> None:
         check = self.compiled.checks[failed - 1]
-        raise interpret.position_error(check.what, bad, check.size, check.where)
+        size = bind(check.size, self.sizes)
+        raise interpret.position_error(check.what, bad, size, check.where)
 
     def _call(
         self, inputs: Sequence[Array], more: list[Array], entry: Callable[[int, int], int]
@@ -204,8 +241,9 @@ class Executable:
         results = [make() if given < 0 else inputs[given] for given, make in self.places]
         status = np.zeros(2 * len(self.compiled.checks) + 1, np.int64)
         pointers = [address(a) for a in (*inputs, *results, *self.constants, status)]
-        table = np.array([*pointers, pool_address(), *map(address, more)], np.int64)
-        arena = empty((max(self.compiled.arena_bytes, SMALL + 1),), np.uint8)
+        last = [pool_address(), address(self.words), *map(address, more)]
+        table = np.array([*pointers, *last], np.int64)
+        arena = empty((max(self.arena_bytes, SMALL + 1),), np.uint8)
         STATISTICS.calls += 1
         failed = entry(address(table), address(arena))
         if failed:
@@ -219,7 +257,7 @@ class LoopExecutable(Executable):
     def __init__(
         self,
         graph: Graph,
-        strides: dict[int, tuple[int, ...]],
+        strides: Mapping[int, Shape],
         donated: dict[int, int],
         start: int,
         batch: int,
@@ -235,7 +273,7 @@ class LoopExecutable(Executable):
             for n, o in enumerate(self.graph.outputs)
             if n not in self.donated
         ]
-        stacks = len(self.graph.inputs) + len(self.graph.outputs) + len(self.constants) + 2
+        stacks = len(self.graph.inputs) + len(self.graph.outputs) + len(self.constants) + 3
         loop = Loop(start, batch, tuple(outputs), stacks, random)
         return Code(self.compiled.llvm + emit_loop(loop), target, [ENTRY], [LOOP_ENTRY])
 
@@ -256,6 +294,9 @@ class ReferenceExecutable:
 
     def __init__(self, graph: Graph, donated: dict[int, int]) -> None:
         self.graph, self.donated = graph, donated
+
+    def at(self, sizes: Mapping[str, int]) -> ReferenceExecutable:
+        return self
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         STATISTICS.calls += 1
@@ -307,13 +348,65 @@ def check_device(name: str) -> str:
 def compile(
     graph: Graph,
     device: str,
-    strides: dict[int, tuple[int, ...]] | None = None,
+    strides: Mapping[int, Shape] | None = None,
     donated: dict[int, int] | None = None,
 ) -> Executable | ReferenceExecutable:
     """An executable for a graph on a device, `cpu` or `reference`."""
     if check_device(device) == "reference":
         return ReferenceExecutable(graph, donated or {})
     return Executable(graph, strides or {}, donated or {})
+
+
+class Family:
+    """The executables of a graph some of whose sizes are symbols: one for all sizes.
+
+    A symbol stands for 2 and more: graphs with a size of 0 or 1 have executables of their own, as
+    have inputs that are not row-major along an axis of symbolic size.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.dims = {d for n in graph.nodes for d in n.type.shape if isinstance(d, Dim)}
+        self.made: dict[Any, Executable | ReferenceExecutable] = {}
+
+    def find(
+        self,
+        device: str,
+        strides: Sequence[tuple[int, ...]],
+        donated: dict[int, int],
+        sizes: Mapping[str, int],
+    ) -> Executable | ReferenceExecutable:
+        """The executable for inputs with these strides and sizes; a caller keeps it."""
+        special = specialise(self.graph, sizes)  # which says where sizes do not fit
+        orders = None
+        if device != "reference" and min(sizes.values(), default=2) >= 2:
+            orders = self._orders(strides, sizes)
+        known = () if orders else tuple(sizes.items())
+        key = (device, tuple(donated.items()), orders or tuple(strides), known)
+        found = self.made.get(key)
+        if found is None:
+            graph = special if orders is None else self.graph
+            order = dict(enumerate(strides if orders is None else orders))
+            found = self.made[key] = compile(graph, device, order, donated)
+        return found.at(sizes)
+
+    def _orders(
+        self, strides: Sequence[tuple[int, ...]], sizes: Mapping[str, int]
+    ) -> tuple[Shape, ...] | None:
+        """The strides with symbols, or None where they hold for these sizes alone."""
+        if any(bind(d, sizes) < 1 for d in self.dims):
+            return None
+        orders: list[Shape] = []
+        for node, have in zip(self.graph.inputs, strides, strict=True):
+            shape = node.type.shape
+            order: Shape = have
+            if symbols(shape):
+                order = row_major(shape)
+                for d, want, step in zip(shape, order, have, strict=True):
+                    if bind(want, sizes) != step and d != 1:
+                        return None
+            orders.append(order)
+        return tuple(orders)
 
 
 def run_once(graph: Graph, values: Sequence[Array], device: str) -> list[Array]:

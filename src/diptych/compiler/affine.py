@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from diptych.dtypes import Dimension, Shape
 from diptych.kernel.expr import Expr
 
-Affine = dict[str, int]  # index name -> coefficient; "" -> constant
+Affine = dict[str, Dimension]  # index name -> coefficient; "" -> constant
 
 
 def affine(e: Expr, memo: dict[int, Affine | None]) -> Affine | None:
@@ -14,6 +15,8 @@ def affine(e: Expr, memo: dict[int, Affine | None]) -> Affine | None:
     result: Affine | None = None
     if e.op == "const":
         result = {"": int(e.attr)}
+    elif e.op == "size":
+        result = {"": e.attr}
     elif e.op == "index":
         result = {e.attr: 1}
     elif e.op in ("add", "sub", "mul"):
@@ -30,19 +33,19 @@ def affine(e: Expr, memo: dict[int, Affine | None]) -> Affine | None:
     return result
 
 
-def scaled(a: Affine, factor: int) -> Affine:
-    return {n: c * factor for n, c in a.items()} if factor else {}
+def scaled(a: Affine, factor: Dimension) -> Affine:
+    return {n: c * factor for n, c in a.items()} if factor != 0 else {}
 
 
 def added(a: Affine, b: Affine) -> Affine:
     total = dict(a)
     for n, c in b.items():
         total[n] = total.get(n, 0) + c
-    return {n: c for n, c in total.items() if c}
+    return {n: c for n, c in total.items() if c != 0}
 
 
 def offset(
-    indices: tuple[Expr, ...], strides: tuple[int, ...], memo: dict[int, Affine | None]
+    indices: tuple[Expr, ...], strides: Shape, memo: dict[int, Affine | None]
 ) -> Affine | None:
     """The affine element offset of a load, or None where an index is not affine."""
     total: Affine = {}

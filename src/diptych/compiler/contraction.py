@@ -8,15 +8,17 @@ change a bit: each element has a chain of its own (rule 3 of docs/numerics.md).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from diptych.compiler.access import Point
 from diptych.compiler.affine import offset
-from diptych.compiler.emit_llvm import KernelEmitter, Point
+from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.kernels import Kernel
+from diptych.compiler.sizes import SizeTable, typical
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import SHORT, Piece, choose_tile
+from diptych.dtypes import Dim, Dimension, i64, product
 from diptych.kernel import expr as k
 
 SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
@@ -40,34 +42,37 @@ def is_contraction(kernel: Kernel) -> bool:
 class ContractionEmitter(KernelEmitter):
     """Emits one kernel whose value holds one contraction of two loads."""
 
-    def __init__(self, kernel: Kernel, target: Target, declare: set[str], number: int) -> None:
-        super().__init__(kernel, target, declare, number)
+    def __init__(
+        self, kernel: Kernel, target: Target, declare: set[str], number: int, table: SizeTable
+    ) -> None:
+        super().__init__(kernel, target, declare, number, table)
         (self.fold,) = self.folds
-        self.terms = math.prod(loop.extent for loop in self.fold.attr[1])
+        self.terms = typical(product(loop.extent for loop in self.fold.attr[1]))
         real = [n for n, d in enumerate(kernel.shape) if d != 1]
         self.vector = max(real, key=lambda n: (self._score(n), n))
         self.side = self._vector_side()
         rest = [n for n in real if n != self.vector]
         self.row = max(rest, key=self._row_score, default=-1)
         strides = kernel.out.strides
-        self.outer = sorted((n for n in rest if n != self.row), key=lambda n: -strides[n])
-        rows = kernel.shape[self.row] if rest else 1
+        others = (n for n in rest if n != self.row)
+        self.outer = sorted(others, key=lambda n: -typical(strides[n]))
+        self.rows: Dimension = kernel.shape[self.row] if rest else 1
+        self.columns: Dimension = kernel.shape[self.vector]
         width = self.side.panel if self.side is not None else 0
-        self.tile = choose_tile(rows, kernel.shape[self.vector], target, width)
-        self.down = -(-rows // self.tile.rows)
-        whole = kernel.shape[self.vector] // self._width()
-        self.across = whole + bool(self.tile.ends)
-        self.units = math.prod(kernel.shape[n] for n in self.outer) * self.down * self.across
+        self.tile = choose_tile(typical(self.rows), typical(self.columns), target, width)
+        self.down = (self.rows, self.tile.rows)
+        self.across = (self.columns, self._width())
+        self.units = (*((kernel.shape[n], 1) for n in self.outer), self.down, self.across)
 
     def _width(self) -> int:
         return self.tile.columns * self.target.lanes
 
     # ---- which axis is which -----------------------------------------------------------------
 
-    def _steps(self, axis: int, under: tuple[k.Expr, ...]) -> list[int | None]:
+    def _steps(self, axis: int, under: tuple[k.Expr, ...]) -> list[Dimension | None]:
         """How far each load under some expressions moves along an axis of the result."""
         name = self.kernel.indices[axis]
-        steps: list[int | None] = []
+        steps: list[Dimension | None] = []
         for e in k.walk(under):
             if e.op == "load":
                 form = offset(e.args, e.attr.strides, self.affine_memo)
@@ -81,7 +86,7 @@ class ContractionEmitter(KernelEmitter):
         everything = sum(worth.get(s, -8.0) for s in self._steps(axis, (self.kernel.value,)))  # type: ignore[arg-type]
         score = everything + min(self.terms, 64) * inside
         score += 1.0 if self.kernel.out.strides[axis] == 1 else -8.0
-        extent = self.kernel.shape[axis]
+        extent = typical(self.kernel.shape[axis])
         return score + 6.0 * min(extent, self.target.lanes) / self.target.lanes
 
     def _vector_side(self):  # type: ignore[no-untyped-def]
@@ -99,14 +104,13 @@ class ContractionEmitter(KernelEmitter):
             load.attr is not self.side or self._steps(axis, (load,))[0] == 0
             for load in self.fold.args
         )
-        return shared, min(self.kernel.shape[axis], 24), axis
+        return shared, min(typical(self.kernel.shape[axis]), 24), axis
 
     # ---- units -------------------------------------------------------------------------------
 
-    @property
-    def parallel(self) -> bool:
-        work = math.prod(self.kernel.shape) * self.terms
-        return self.units > 1 and work >= PARALLEL_TERMS
+    def work(self) -> tuple[Dimension, int]:
+        terms = product(loop.extent for loop in self.fold.attr[1])
+        return product(self.kernel.shape) * terms, PARALLEL_TERMS
 
     def emit(self) -> str:
         """The whole function: a loop over a range of units."""
@@ -123,14 +127,17 @@ class ContractionEmitter(KernelEmitter):
 
     def _decoded(self, unit: str) -> tuple[str, str, dict[str, str]]:
         """The tile row, the tile column and the outer indices of a unit."""
-        outer = [(self.kernel.indices[n], self.kernel.shape[n]) for n in self.outer]
-        tiles = [("down", self.down), ("across", self.across)]
+        outer = [(self.kernel.indices[n], self.size(self.kernel.shape[n])) for n in self.outer]
+        tiles = [
+            ("down", self.sizes.covering(*self.down)),
+            ("across", self.sizes.covering(*self.across)),
+        ]
         if self._panels_first():
             tiles.reverse()
         at: dict[str, str] = {}
         rest = unit
         for name, extent in reversed([*outer, *tiles]):
-            if extent == 1:
+            if extent == "1":
                 at[name] = "0"
                 continue
             at[name] = self.text.value(f"urem i64 {rest}, {extent}")
@@ -139,51 +146,86 @@ class ContractionEmitter(KernelEmitter):
 
     def _panels_first(self) -> bool:
         """Whether all rows pass over some columns first: the vector side does not stay near."""
-        side = self.terms * self.fold.dtype.bytes * self.kernel.shape[self.vector]
+        side = self.terms * self.fold.dtype.bytes * typical(self.columns)
         return self.terms > SHORT and side > SMALL_SIDE
 
     def _unit(self, at: dict[str, str], down: str, across: str) -> None:
         """One tile, whole or at an end."""
-        rows = self.kernel.shape[self.row] if self.row >= 0 else 1
-        whole, left = divmod(rows, self.tile.rows)
         if self.row < 0:
             self._columns([at], across)
             return
-        name = self.kernel.indices[self.row]
-        if whole:
-            with self._when(down, whole, self.down):
-                first = self._product(down, self.tile.rows)
-                lines = [{**at, name: self._sum(first, r)} for r in range(self.tile.rows)]
-                self._columns(lines, across)
-        if left:
-            with self._when(down, whole, self.down, after=True):
-                lines = [{**at, name: str(r)} for r in range(rows - left, rows)]
-                self._columns(lines, across)
+        name, rows, tile = self.kernel.indices[self.row], self.rows, self.tile.rows
+        with self._when(down, *self.down):
+            first = self._product(down, tile)
+            self._columns([{**at, name: self._sum(first, r)} for r in range(tile)], across)
+        if isinstance(rows, Dim):
+            with self._when(down, *self.down, after=True):
+                self._last_rows(at, name, across)
+        elif rows % tile:
+            with self._when(down, *self.down, after=True):
+                left = range(rows - rows % tile, rows)
+                self._columns([{**at, name: str(r)} for r in left], across)
+
+    def _last_rows(self, at: dict[str, str], name: str, across: str) -> None:
+        """Rows after the whole tiles, whose number is known at run time, in tiles of half the
+        height. Where a tile is too high, its last rows are all the last row: the same element is
+        computed again, from the same values, before any is stored."""
+        half = -(-self.tile.rows // 2)
+        size, last = self.size(self.rows), self.size(self.rows - 1)
+        with self.text.loop(self.sizes.whole(*self.down), size, half, []) as (first, _, _n):
+            lines = [{**at, name: first}]
+            for r in range(1, half):
+                row = self.scalars.call("smin", i64, 1, [self._sum(first, r), last])
+                lines.append({**at, name: row})
+            self._columns(lines, across)
 
     def _columns(self, lines: list[dict[str, str]], across: str) -> None:
         name = self.kernel.indices[self.vector]
-        whole = self.kernel.shape[self.vector] // self._width()
-        if whole:
-            with self._when(across, whole, self.across):
+        if isinstance(self.columns, Dim) or self.columns >= self._width():
+            with self._when(across, *self.across):
                 first = self._product(across, self._width())
-                self._piece(
-                    lines, name, first, first, Piece(0, self.tile.columns, self.target.lanes)
-                )
-        if self.tile.ends:
-            with self._when(across, whole, self.across, after=True):
-                base = str(whole * self._width())
+                piece = Piece(0, self.tile.columns, self.target.lanes)
+                self._piece(lines, name, first, first, piece)
+        if isinstance(self.columns, Dim):
+            with self._when(across, *self.across, after=True):
+                self._last_columns(lines, name)
+        elif self.tile.ends:
+            with self._when(across, *self.across, after=True):
+                base = self.sizes.whole(*self.across)
                 for piece in self.tile.ends:
                     with self.text.scope():
                         self._piece(lines, name, base, str(piece.start), piece)
 
+    def _last_columns(self, lines: list[dict[str, str]], name: str) -> None:
+        """Columns after the whole tiles, whose number is known at run time, vector by vector."""
+        lanes, size = self.target.lanes, self.size(self.columns)
+        first, whole = self.sizes.whole(*self.across), self.sizes.whole(self.columns, lanes)
+        if self.target.has_masks:
+            with self.text.loop(first, size, lanes, []) as (index, _, _n):
+                left = self.text.value(f"sub nsw i64 {size}, {index}")
+                mask = self._lanes_below(left, lanes)
+                self._piece(lines, name, "0", index, Piece(0, 1, lanes), mask)
+            return
+        with self.text.loop(first, whole, lanes, []) as (index, _, _n):
+            self._piece(lines, name, "0", index, Piece(0, 1, lanes))
+        with self.text.loop(whole, size, 1, []) as (index, _, _n):
+            self._piece(lines, name, "0", index, Piece(0, 1, 1))
+
     def _piece(
-        self, lines: list[dict[str, str]], name: str, base: str, first: str, piece: Piece
+        self,
+        lines: list[dict[str, str]],
+        name: str,
+        base: str,
+        first: str,
+        piece: Piece,
+        mask: str | None = None,
     ) -> None:
         """A tile of rows x vectors; the last vector may be masked."""
         self.lanes, self.vector_index = piece.lanes, name
         columns = []
         for n in range(piece.vectors):
-            mask = self._mask(piece) if piece.masked and n == piece.vectors - 1 else None
+            if piece.masked and n == piece.vectors - 1:
+                mask = self._mask(piece)
             at = self._sum(first, n * piece.lanes)
             columns.append([Point({**line, name: at}, mask=mask, base=base) for line in lines])
         points = [point for row in zip(*columns, strict=True) for point in row]
@@ -197,7 +239,7 @@ class ContractionEmitter(KernelEmitter):
 
     def _fetch_ahead(self, points: list[Point]) -> None:
         """What the epilogue will read and write over is asked for before the chains are run."""
-        if self.kernel.out.bytes < FAR_RESULT:
+        if typical(self.kernel.out.bytes) < FAR_RESULT:
             return
         self.declare.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         for load in self._own_loads():
@@ -223,13 +265,14 @@ class ContractionEmitter(KernelEmitter):
         return "<" + ", ".join(f"i1 {f}" for f in flags) + ">"
 
     @contextmanager
-    def _when(self, index: str, whole: int, extent: int, after: bool = False) -> Iterator[None]:
-        """Only for an index below `whole`, or from it on."""
-        if (whole == 0 and after) or (whole == extent and not after):
+    def _when(self, index: str, size: Dimension, step: int, after: bool = False) -> Iterator[None]:
+        """Only for a tile that is whole, or for the one after these."""
+        if isinstance(size, int) and ((size < step and after) or (size % step == 0 and not after)):
             with self.text.scope():
                 yield
             return
         code = "sge" if after else "slt"
+        whole = self.sizes.tiles(size, step)
         flag = self.text.value(f"icmp {code} i64 {index}, {whole}")
         with self.text.branch(flag):
             yield

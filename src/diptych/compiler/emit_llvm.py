@@ -8,42 +8,34 @@ each element is its own chain, in the order of the contract, so no choice here c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-from diptych.compiler.affine import Affine, added, affine, offset, scaled
+from diptych.compiler.access import Access, Point, Value
+from diptych.compiler.affine import Affine, offset
 from diptych.compiler.folds import FoldRule
-from diptych.compiler.kernels import Buffer, Kernel
-from diptych.compiler.scalars import Scalars, literal, llvm_type
+from diptych.compiler.kernels import Kernel
+from diptych.compiler.scalars import Scalars, literal
+from diptych.compiler.sizes import Sizes, SizeTable, Units, typical
 from diptych.compiler.target import Target
 from diptych.compiler.text import FunctionText
-from diptych.dtypes import DType, bool_, i64
+from diptych.dtypes import Dim, Dimension, i64, product
 from diptych.kernel import expr as k
 
 BLOCK = 1024
 PARALLEL_COST = 1 << 16  # scalar operations below which a kernel stays on one thread
 FEW_UNITS = 8
-Value = tuple[str, int]  # name, lanes
 
 
-@dataclass
-class Point:
-    """One vector of output elements: the values of the indices there."""
-
-    indices: dict[str, str]  # scalar names; the vector axis has its first lane here
-    memo: dict[int, Value] = field(default_factory=dict)
-    mask: str | None = None  # lanes in use, where not all are
-    base: str = "0"  # where the panel that holds the vector starts
-
-
-class KernelEmitter:
+class KernelEmitter(Access):
     """Emits one kernel as a function of the pointer table and a range of its outer loop."""
 
-    def __init__(self, kernel: Kernel, target: Target, declare: set[str], number: int) -> None:
+    def __init__(
+        self, kernel: Kernel, target: Target, declare: set[str], number: int, table: SizeTable
+    ) -> None:
         self.kernel, self.target, self.number = kernel, target, number
         self.text = FunctionText()
+        self.sizes = Sizes(table)
         self.scalars = Scalars(self.text, target, declare)
         self.declare = declare
         self.affine_memo: dict[int, Affine | None] = {}
@@ -52,7 +44,7 @@ class KernelEmitter:
         self.lanes = 1
         self.vector_index = ""
         self.split = -1  # the axis that threads divide; its units are tiles
-        self.units = 1
+        self.units: Units = ()
         self.pointers: dict[int, str] = {}
         for buffer in dict.fromkeys([*kernel.reads, kernel.out]):
             self.pointers[id(buffer)] = self._pointer(buffer)
@@ -74,68 +66,56 @@ class KernelEmitter:
         return self._function()
 
     def _function(self) -> str:
-        body = "\n".join(self.text.lines)
+        entry, *lines = self.text.lines
+        body = "\n".join([entry, *self.sizes.lines, *lines])
         return (
             f"define internal void @k{self.number}"
             f"(ptr %table, ptr %arena, i64 %begin, i64 %end) {{\n{body}\n}}\n"
         )
 
-    @property
-    def parallel(self) -> bool:
-        """Whether the kernel is worth a second thread."""
-        if self.units < 2 or self.kernel.limit is not None:
-            return False
-        cost = len(self.expressions)
+    def work(self) -> tuple[Dimension, int]:
+        """Scalar operations, and how many of them are worth a second thread."""
+        if self.kernel.limit is not None:
+            return 0, 1
+        cost: Dimension = len(self.expressions)
         for fold in self.folds:
-            terms = math.prod(loop.extent for loop in fold.attr[1])
-            cost += terms * len(k.walk(fold.args))
-        return cost * math.prod(self.kernel.shape) >= PARALLEL_COST
+            terms = product(loop.extent for loop in fold.attr[1])
+            cost = cost + terms * len(k.walk(fold.args))
+        return cost * product(self.kernel.shape), PARALLEL_COST
 
     def _choose_split(self, outer: list[int], vector: int) -> None:
         """Threads divide the outermost loop, or the vector axis where that loop is short."""
         shape = self.kernel.shape
         step = self._vector_step(vector)
-        self.split, self.units = vector, -(-shape[vector] // step)
+        self.split, self.units = vector, ((shape[vector], step),)
         if outer:
             rows = self._row_tile(outer, vector)
-            tiles = -(-shape[outer[0]] // rows)
-            if tiles >= FEW_UNITS or tiles >= self.units:
-                self.split, self.units = outer[0], tiles
+            tiles = -(-typical(shape[outer[0]]) // rows)
+            if tiles >= FEW_UNITS or tiles >= -(-typical(shape[vector]) // step):
+                self.split, self.units = outer[0], ((shape[outer[0]], rows),)
 
-    def _bounds(self, axis: int, whole: int, step: int) -> tuple[str, str]:
+    def _bounds(self, axis: int, step: int) -> tuple[str, str]:
         """Where the loop over whole tiles of an axis starts and stops, for this range of units."""
+        whole = self.sizes.whole(self.kernel.shape[axis], step)
         if axis != self.split:
-            return "0", str(whole)
+            return "0", whole
         if step == 1:
             return "%begin", "%end"
         start = self.text.value(f"mul nsw i64 %begin, {step}")
         end = self.text.value(f"mul nsw i64 %end, {step}")
-        return start, self.scalars.call("smin", i64, 1, [end, str(whole)])
+        return start, self.scalars.call("smin", i64, 1, [end, whole])
 
     @contextmanager
-    def _last_unit(self, axis: int, whole: int, step: int) -> Iterator[None]:
+    def _last_unit(self, axis: int, step: int) -> Iterator[None]:
         """What remains of an axis after its whole tiles: the last unit of its range."""
         if axis != self.split:
             with self.text.scope():
                 yield
             return
-        last = str(whole // step)
+        last = self.sizes.tiles(self.kernel.shape[axis], step)
         first = self.scalars.call("smax", i64, 1, ["%begin", last])
         with self.text.loop(first, "%end", 1, []):
             yield
-
-    def _pointer(self, buffer: Buffer) -> str:
-        root = buffer.root
-        name = self.text.fresh("p")
-        shift = buffer.first * buffer.dtype.bytes
-        if root.kind == "temporary":
-            self.text.do(f"{name} = getelementptr i8, ptr %arena, i64 {root.offset + shift}")
-            return name
-        slot, base = self.text.fresh("s"), self.text.fresh("b")
-        self.text.do(f"{slot} = getelementptr ptr, ptr %table, i64 {root.slot}")
-        self.text.do(f"{base} = load ptr, ptr {slot}")
-        self.text.do(f"{name} = getelementptr i8, ptr {base}, i64 {shift}")
-        return name
 
     def _ordered_axes(self) -> list[int]:
         """Axes of the output from the outermost loop to the vector axis."""
@@ -144,7 +124,9 @@ class KernelEmitter:
         if not real or kernel.limit is not None:
             return real
         vector = max(real, key=lambda n: (self._vector_score(n), n))
-        rest = sorted((n for n in real if n != vector), key=lambda n: -kernel.out.strides[n])
+        rest = sorted(
+            (n for n in real if n != vector), key=lambda n: -typical(kernel.out.strides[n])
+        )
         return [*rest, vector]
 
     def _vector_score(self, axis: int) -> float:
@@ -153,10 +135,10 @@ class KernelEmitter:
             if e.op == "load":
                 form = offset(e.args, e.attr.strides, self.affine_memo)
                 step = None if form is None else form.get(name, 0)
-                score += {None: -4.0, 0: 0.0, 1: 2.0}.get(step, -8.0)
+                score += -4.0 if step is None else 0.0 if step == 0 else 2.0 if step == 1 else -8.0
         step = self.kernel.out.strides[axis]
         score += 1.0 if step == 1 else -4.0
-        extent = self.kernel.shape[axis]
+        extent = typical(self.kernel.shape[axis])
         return score + min(extent, self.target.lanes) / self.target.lanes * 6.0
 
     def _outer_loops(self, axes: list[int], at: dict[str, str], vector: int) -> None:
@@ -168,20 +150,27 @@ class KernelEmitter:
         axis = axes[0]
         extent, name = kernel.shape[axis], kernel.indices[axis]
         if len(axes) > 1 or rows == 1:
-            with text.loop(*self._bounds(axis, extent, 1), 1, []) as (index, _, _n):
+            with text.loop(*self._bounds(axis, 1), 1, []) as (index, _, _n):
                 self._outer_loops(axes[1:], {**at, name: index}, vector)
             return
-        whole = extent - extent % rows
-        if whole:
-            with text.loop(*self._bounds(axis, whole, rows), rows, []) as (index, _, _n):
+        if typical(extent) >= rows:
+            with text.loop(*self._bounds(axis, rows), rows, []) as (index, _, _n):
                 lines = [
                     {**at, name: index if r == 0 else text.value(f"add nsw i64 {index}, {r}")}
                     for r in range(rows)
                 ]
                 self._vector_loops(lines, vector)
-        if whole < extent:
-            with self._last_unit(axis, whole, rows):
-                self._vector_loops([{**at, name: str(r)} for r in range(whole, extent)], vector)
+        if isinstance(extent, Dim):
+            first = self.sizes.whole(extent, rows)
+            with (
+                self._last_unit(axis, rows),
+                text.loop(first, self.size(extent), 1, []) as (index, _, _n),
+            ):
+                self._vector_loops([{**at, name: index}], vector)
+        elif extent % rows:
+            left = range(extent - extent % rows, extent)
+            with self._last_unit(axis, rows):
+                self._vector_loops([{**at, name: str(r)} for r in left], vector)
 
     def _row_tile(self, axes: list[int], vector: int) -> int:
         """Rows of a tile: as many as keep the accumulators and operands in registers."""
@@ -190,7 +179,9 @@ class KernelEmitter:
         extent = self.kernel.shape[axes[0]]
         columns = self._column_tile(vector)
         best = max(1, (self.target.registers - columns - 2) // columns)
-        best = min(best, extent, 8)
+        best = min(best, typical(extent), 8)
+        if isinstance(extent, Dim):  # what remains of a power of two runs row by row
+            return 1 << (best.bit_length() - 1)
         if extent % best:
             for r in range(best, best // 2, -1):
                 if extent % r == 0:
@@ -201,7 +192,10 @@ class KernelEmitter:
         """Vectors of a tile."""
         if not any(f.attr[0] == "contract" for f in self.folds):
             return 1
-        vectors = -(-self.kernel.shape[vector] // self.target.lanes)
+        extent = self.kernel.shape[vector]
+        if isinstance(extent, Dim):
+            return 2
+        vectors = -(-extent // self.target.lanes)
         if vectors <= 4:
             return vectors
         return 4 if vectors % 4 == 0 else 3 if vectors % 3 in (0, 2) else 4
@@ -216,12 +210,16 @@ class KernelEmitter:
         self.vector_index = name
         lanes = 1 if self._must_be_scalar() else self.target.lanes
         step = self._vector_step(vector)
-        whole = extent - extent % step
-        if whole:
-            with text.loop(*self._bounds(vector, whole, step), step, []) as (index, _, _n):
+        if typical(extent) >= step:
+            with text.loop(*self._bounds(vector, step), step, []) as (index, _, _n):
                 self._tile(lines, name, index, step // lanes, lanes)
-        if whole < extent:
-            with self._last_unit(vector, whole, step):
+        if isinstance(extent, Dim):
+            if step > 1:
+                with self._last_unit(vector, step):
+                    self._symbolic_end(lines, name, extent, step, lanes)
+        elif extent % step:
+            whole = extent - extent % step
+            with self._last_unit(vector, step):
                 left = (extent - whole) // lanes if lanes > 1 else 0
                 if left:
                     with text.scope():
@@ -229,6 +227,24 @@ class KernelEmitter:
                     whole += left * lanes
                 if whole < extent:
                     self._ragged(lines, name, whole, extent, lanes)
+
+    def _symbolic_end(
+        self, lines: list[dict[str, str]], name: str, extent: Dim, step: int, lanes: int
+    ) -> None:
+        """What remains of a vector axis whose size is read at run time: vectors, then a rest."""
+        size = self.size(extent)
+        vectors = self.sizes.whole(extent, lanes)
+        if step > lanes:
+            first = self.sizes.whole(extent, step)
+            with self.text.loop(first, vectors, lanes, []) as (index, _, _n):
+                self._tile(lines, name, index, 1, lanes)
+        if not self.target.has_masks:
+            with self.text.loop(vectors, size, 1, []) as (index, _, _n):
+                self._tile(lines, name, index, 1, 1)
+            return
+        with self.text.loop(vectors, size, lanes, []) as (index, _, _n):
+            left = self.text.value(f"sub nsw i64 {size}, {index}")
+            self._tile(lines, name, index, 1, lanes, self._lanes_below(left, lanes))
 
     def _must_be_scalar(self) -> bool:
         return self.kernel.limit is not None
@@ -264,13 +280,6 @@ class KernelEmitter:
                     at = self._sum(index, column * lanes)
                 points.append(Point({**line, name: at}, mask=mask))
         self._points(points)
-
-    def _sum(self, index: str, more: int) -> str:
-        if more == 0:
-            return index
-        if not index.startswith("%"):
-            return str(int(index) + more)
-        return self.text.value(f"add nsw i64 {index}, {more}")
 
     def _points(self, points: list[Point]) -> None:
         self._evaluate(self.kernel.value, points)
@@ -308,6 +317,8 @@ class KernelEmitter:
     def _one(self, e: k.Expr, point: Point) -> Value:
         if e.op == "const":
             return literal(e.attr, e.dtype), 1
+        if e.op == "size":
+            return self.size(e.attr), 1
         if e.op == "index":
             return self._index(e.attr, point)
         if e.op == "load":
@@ -317,169 +328,26 @@ class KernelEmitter:
         names = [self.widen(v, a.dtype, lanes) for v, a in zip(args, e.args, strict=True)]
         return self.scalars.apply(e, names, lanes), lanes
 
-    def widen(self, value: Value, dtype: DType, lanes: int) -> str:
-        name, have = value
-        return name if have == lanes else self.scalars.splat(name, dtype, lanes)
-
-    def _index(self, name: str, point: Point) -> Value:
-        base = point.indices[name]
-        if name != self.vector_index or self.lanes == 1:
-            return base, 1
-        type = llvm_type(i64, self.lanes)
-        wide = self.scalars.splat(base, i64, self.lanes)
-        steps = self.scalars.lane_numbers(self.lanes)
-        return self.text.value(f"add {type} {wide}, {steps}"), self.lanes
-
-    def _offset(self, form: Affine, point: Point) -> str:
-        """Scalar offset of the first lane."""
-        total, constant = "", form.get("", 0)
-        for name, coefficient in form.items():
-            if name == "":
-                continue
-            at = point.indices[name]
-            if not at.startswith("%"):
-                constant += int(at) * coefficient
-                continue
-            term = at if coefficient == 1 else self.text.value(f"mul nsw i64 {at}, {coefficient}")
-            total = term if not total else self.text.value(f"add nsw i64 {total}, {term}")
-        if not total:
-            return str(constant)
-        return self._sum(total, constant)
-
-    def _product(self, index: str, factor: int) -> str:
-        if not index.startswith("%"):
-            return str(int(index) * factor)
-        return self.text.value(f"mul nsw i64 {index}, {factor}")
-
-    def _total(self, a: str, b: str) -> str:
-        if not b.startswith("%"):
-            return self._sum(a, int(b))
-        if not a.startswith("%"):
-            return self._sum(b, int(a))
-        return self.text.value(f"add nsw i64 {a}, {b}")
-
-    def _address(self, buffer: Buffer, at: str) -> str:
-        kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
-        pointer = self.pointers[id(buffer)]
-        return self.text.value(f"getelementptr inbounds {kind}, ptr {pointer}, i64 {at}")
-
-    def _load(self, e: k.Expr, point: Point) -> Value:
-        buffer: Buffer = e.attr
-        form = offset(e.args, buffer.strides, self.affine_memo)
-        if form is None:
-            return self._indirect_load(e, point)
-        at = self._offset(form, point)
-        if buffer.panel:
-            more = self._product(point.base, buffer.panel_step)
-            at = self._total(at, more)
-        return self._strided_load(buffer, at, form, point)
-
-    def _strided_load(self, buffer: Buffer, at: str, form: Affine, point: Point) -> Value:
-        """A load whose first lane is at the offset `at`; `form` says how lanes move."""
-        step = form.get(self.vector_index, 0) if self.lanes > 1 else 0
-        if step == 0:
-            return self._loaded(buffer, self._address(buffer, at), 1, None), 1
-        lanes, mask = self.lanes, point.mask
-        if step == 1:
-            return self._loaded(buffer, self._address(buffer, at), lanes, mask), lanes
-        type = llvm_type(i64, lanes)
-        numbers = "<" + ", ".join(f"i64 {n * step}" for n in range(lanes)) + ">"
-        wide = self.scalars.splat(at, i64, lanes)
-        return self._gathered(buffer, self.text.value(f"add {type} {wide}, {numbers}"), mask), lanes
-
-    def _indirect_load(self, e: k.Expr, point: Point) -> Value:
-        """An index that is itself computed: one offset where it is the same for all lanes (the
-        rows of a batch), else offsets lane by lane."""
-        buffer: Buffer = e.attr
-        values = [point.memo[id(a)] for a in e.args]
-        forms = [affine(a, self.affine_memo) for a in e.args]
-        computed = [v for v, form in zip(values, forms, strict=True) if form is None]
-        if all(lanes == 1 for _, lanes in computed):
-            return self._row_load(buffer, values, forms, point)
-        total: k.Expr = k.const(0, i64)
-        places = {}
-        for n, (stride, value) in enumerate(zip(buffer.strides, values, strict=True)):
-            total = total + k.var(f"i{n}", i64) * stride
-            places[f"i{n}"] = self.widen(value, i64, self.lanes)
-        offsets = self.scalars.tree(total, places, self.lanes)
-        return self._gathered(buffer, offsets, point.mask), self.lanes
-
-    def _row_load(
-        self, buffer: Buffer, values: list[Value], forms: list[Affine | None], point: Point
-    ) -> Value:
-        """Some indices are computed scalars, the others move with the loops."""
-        moving: Affine = {}
-        fixed: k.Expr = k.const(0, i64)
-        places = {}
-        for n, (stride, form) in enumerate(zip(buffer.strides, forms, strict=True)):
-            if form is not None:
-                moving = added(moving, scaled(form, stride))
-            else:
-                fixed = fixed + k.var(f"i{n}", i64) * stride
-                places[f"i{n}"] = values[n][0]
-        row, along = self.scalars.tree(fixed, places, 1), self._offset(moving, point)
-        at = self.text.value(f"add nsw i64 {row}, {along}")
-        return self._strided_load(buffer, at, moving, point)
-
-    def _loaded(self, buffer: Buffer, address: str, lanes: int, mask: str | None) -> str:
-        """A load, masked at a ragged end; bools are bytes in memory."""
-        kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
-        type = kind if lanes == 1 else f"<{lanes} x {kind}>"
-        align = buffer.dtype.bytes
-        if lanes == 1 or mask is None:
-            raw = self.text.value(f"load {type}, ptr {address}, align {align}")
-        else:
-            name = f"@llvm.masked.load.v{lanes}{self._suffix(buffer.dtype)}.p0"
-            flag = f"<{lanes} x i1>"
-            raw = self.text.value(
-                f"call {type} {name}(ptr align {align} {address}, {flag} {mask}, "
-                f"{type} zeroinitializer)"
-            )
-            self.declare.add(f"declare {type} {name}(ptr, {flag}, {type})")
-        return self._from_memory(raw, buffer.dtype, type, lanes)
-
-    def _suffix(self, dtype: DType) -> str:
-        return {"f32": "f32", "f64": "f64", "i32": "i32", "i64": "i64"}.get(dtype.name, "i8")
-
-    def _from_memory(self, raw: str, dtype: DType, type: str, lanes: int) -> str:
-        if dtype != bool_:
-            return raw
-        zero = "0" if lanes == 1 else "zeroinitializer"
-        return self.text.value(f"icmp ne {type} {raw}, {zero}")
-
-    def _gathered(self, buffer: Buffer, offsets: str, mask: str | None) -> str:
-        lanes = self.lanes
-        kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
-        type, flag = f"<{lanes} x {kind}>", f"<{lanes} x i1>"
-        pointers = self.text.value(
-            f"getelementptr {kind}, ptr {self.pointers[id(buffer)]}, "
-            f"{llvm_type(i64, lanes)} {offsets}"
-        )
-        mask = mask or "<" + ", ".join(["i1 true"] * lanes) + ">"
-        name = f"@llvm.masked.gather.v{lanes}{self._suffix(buffer.dtype)}.v{lanes}p0"
-        align = buffer.dtype.bytes
-        raw = self.text.value(
-            f"call {type} {name}(<{lanes} x ptr> align {align} {pointers}, {flag} {mask}, "
-            f"{type} zeroinitializer)"
-        )
-        self.declare.add(f"declare {type} {name}(<{lanes} x ptr>, {flag}, {type})")
-        return self._from_memory(raw, buffer.dtype, type, lanes)
-
     # ---- folds -----------------------------------------------------------------------------
 
     def _fold(self, fold: k.Expr, points: list[Point]) -> list[Value]:
         """A reduction at all points at once: one loop, one accumulator a point."""
-        loops = fold.attr[1]
-        total = 1
-        for loop in loops:
-            total *= loop.extent
+        total = product(loop.extent for loop in fold.attr[1])
         rule = FoldRule(self, fold)
         if total == 0:
             return [(rule.empty(), 1)] * len(points)
         lanes = [self._fold_lanes(fold) for _ in points]
         start = [rule.start(n) for n in lanes]
-        if total <= BLOCK or not rule.blocked:
+        if not rule.blocked or (isinstance(total, int) and total <= BLOCK):
             finals = self._chain(fold, rule, points, lanes, start, None)
+        elif isinstance(total, Dim) and rule.kind == "contract":
+            few = self.text.value(f"icmp sle i64 {self.size(total)}, {BLOCK}")
+            finals = self.text.either(
+                few,
+                [rule.type(n) for n in lanes],
+                lambda: self._chain(fold, rule, points, lanes, start, None),
+                lambda: self._blocks(fold, rule, points, lanes, total),
+            )
         else:
             finals = self._blocks(fold, rule, points, lanes, total)
         return [(rule.result(name, n), n) for name, n in zip(finals, lanes, strict=True)]
@@ -532,7 +400,7 @@ class KernelEmitter:
             if n == len(loops):
                 return self._step(fold, rule, points, lanes, carried, more)
             pairs = list(zip(types, carried, strict=True))
-            with self.text.loop("0", str(loops[n].extent), 1, pairs) as (index, now, new):
+            with self.text.loop("0", self.size(loops[n].extent), 1, pairs) as (index, now, new):
                 new.extend(nest(n + 1, now, {**more, loops[n].name: index}))
             return new
 
@@ -541,8 +409,9 @@ class KernelEmitter:
     def _unravel(self, q: str, loops: tuple[k.Loop, ...]) -> dict[str, str]:
         more, rest = {}, q
         for loop in reversed(loops[1:]):
-            more[loop.name] = self.text.value(f"urem i64 {rest}, {loop.extent}")
-            rest = self.text.value(f"udiv i64 {rest}, {loop.extent}")
+            extent = self.size(loop.extent)
+            more[loop.name] = self.text.value(f"urem i64 {rest}, {extent}")
+            rest = self.text.value(f"udiv i64 {rest}, {extent}")
         more[loops[0].name] = rest
         return more
 
@@ -565,11 +434,13 @@ class KernelEmitter:
         return result
 
     def _blocks(
-        self, fold: k.Expr, rule: FoldRule, points: list[Point], lanes: list[int], total: int
+        self, fold: k.Expr, rule: FoldRule, points: list[Point], lanes: list[int], total: Dimension
     ) -> list[str]:
-        """Blocks of 1024 list positions, their sums summed by the same rule (rules 3 and 4)."""
+        """Blocks of 1024 list positions, their sums summed by the same rule (rules 3 and 4). A
+        level that turns out to have one block adds it to -0, which is that block."""
+        most = 1 << 40 if isinstance(total, Dim) else total
         sizes = [BLOCK]
-        while sizes[-1] * BLOCK < total:
+        while sizes[-1] * BLOCK < most:
             sizes.append(sizes[-1] * BLOCK)
 
         def level(n: int, first: str, last: str) -> list[str]:
@@ -589,57 +460,16 @@ class KernelEmitter:
                     )
             return new
 
-        return level(len(sizes) - 1, "0", str(total))
+        return level(len(sizes) - 1, "0", self.size(total))
 
     # ---- stores ----------------------------------------------------------------------------
-
-    def _store(self, point: Point) -> None:
-        kernel, lanes, text = self.kernel, self.lanes, self.text
-        out = kernel.out
-        value = self.widen(point.memo[id(kernel.value)], kernel.value.dtype, lanes)
-        form: Affine = {
-            n: s
-            for n, s, d in zip(kernel.indices, out.strides, kernel.shape, strict=True)
-            if d != 1
-        }
-        kind = "i8" if out.dtype == bool_ else llvm_type(out.dtype, 1)
-        type = kind if lanes == 1 else f"<{lanes} x {kind}>"
-        if out.dtype == bool_:
-            value = text.value(f"zext {llvm_type(bool_, lanes)} {value} to {type}")
-        at = self._offset(form, point)
-        step = form.get(self.vector_index, 0)
-        align = out.dtype.bytes
-        flag = f"<{lanes} x i1>"
-        if lanes == 1 or (step == 1 and point.mask is None):
-            text.do(f"store {type} {value}, ptr {self._address(out, at)}, align {align}")
-        elif step == 1:
-            name = f"@llvm.masked.store.v{lanes}{self._suffix(out.dtype)}.p0"
-            text.do(
-                f"call void {name}({type} {value}, ptr align {align} "
-                f"{self._address(out, at)}, {flag} {point.mask})"
-            )
-            self.declare.add(f"declare void {name}({type}, ptr, {flag})")
-        else:
-            numbers = "<" + ", ".join(f"i64 {n * step}" for n in range(lanes)) + ">"
-            wide = self.scalars.splat(at, i64, lanes)
-            offsets = text.value(f"add {llvm_type(i64, lanes)} {wide}, {numbers}")
-            pointers = text.value(
-                f"getelementptr {kind}, ptr {self.pointers[id(out)]}, "
-                f"{llvm_type(i64, lanes)} {offsets}"
-            )
-            mask = point.mask or "<" + ", ".join(["i1 true"] * lanes) + ">"
-            name = f"@llvm.masked.scatter.v{lanes}{self._suffix(out.dtype)}.v{lanes}p0"
-            text.do(
-                f"call void {name}({type} {value}, <{lanes} x ptr> align {align} {pointers}, "
-                f"{flag} {mask})"
-            )
-            self.declare.add(f"declare void {name}({type}, <{lanes} x ptr>, {flag})")
 
     def _check(self, point: Point) -> None:
         """A position outside its axis is written to the check's place: position, and 1."""
         text = self.text
         value, _ = point.memo[id(self.kernel.value)]
-        bad = text.value(f"icmp uge i64 {value}, {self.kernel.limit}")
+        assert self.kernel.limit is not None
+        bad = text.value(f"icmp uge i64 {value}, {self.size(self.kernel.limit)}")
         tag = text.fresh("bad")[1:]
         text.do(f"br i1 {bad}, label %{tag}.yes, label %{tag}.no")
         text.label(f"{tag}.yes")

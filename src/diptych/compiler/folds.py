@@ -131,9 +131,9 @@ class FoldRule:
         return text.value(f"or {flag} {wins}, {zeros}")
 
     def _position(self, at: dict[str, str]) -> str:
-        text, total = self.emitter.text, "0"
+        emitter, text, total = self.emitter, self.emitter.text, "0"
         for loop in self.fold.attr[1]:
-            scaled = text.value(f"mul nsw i64 {total}, {loop.extent}")
+            scaled = text.value(f"mul nsw i64 {total}, {emitter.size(loop.extent)}")
             total = text.value(f"add nsw i64 {scaled}, {at[loop.name]}")
         return total
 

@@ -3,15 +3,15 @@ the loops of their users."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diptych.compiler.kernels import Buffer, Kernel, row_major
 from diptych.compiler.simplify import is_scalar_constant
+from diptych.compiler.sizes import typical
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import choose_tile
-from diptych.dtypes import TensorType, i64
+from diptych.dtypes import Dim, Dimension, Shape, TensorType, i64, product
 from diptych.graph.node import Constant, Graph, Input, Node, Source
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
@@ -144,7 +144,7 @@ class Check(NamedTuple):
     """Positions (or labels: `what`) that must lie below `size`, and the line that gave them."""
 
     what: str
-    size: int
+    size: Dimension
     where: Any
 
 
@@ -154,7 +154,7 @@ class Fusion:
     def __init__(
         self,
         graph: Graph,
-        strides: dict[int, tuple[int, ...]],
+        strides: Mapping[int, Shape],
         donated: dict[int, int],
         target: Target,
     ) -> None:
@@ -167,15 +167,11 @@ class Fusion:
         self.packed: dict[tuple[int, int], Buffer] = {}
         self.along: dict[int, int] = {}  # the axis of a contraction's result that vectors lie along
         for slot, node in enumerate(graph.inputs):
-            order = strides.get(slot, row_major(self._shape(node.type)))
+            order = strides.get(slot, row_major(node.type.shape))
             self.buffers[id(node)] = Buffer(node.type, order, "input", slot)
         self._outputs()
         for node in self.plan.nodes:
             self._visit(node)
-
-    @staticmethod
-    def _shape(t: TensorType) -> tuple[int, ...]:
-        return tuple(int(d) for d in t.shape)  # type: ignore[arg-type]
 
     def _outputs(self) -> None:
         """Outputs computed here are written where they go; others are copied at the end."""
@@ -183,7 +179,7 @@ class Fusion:
         self.copies: list[tuple[Node, Buffer]] = []
         for n, node in enumerate(self.graph.outputs):
             slot = len(self.graph.inputs) + n
-            order = row_major(self._shape(node.type))
+            order = row_major(node.type.shape)
             if n in self.donated:
                 order = self.buffers[id(self.graph.inputs[self.donated[n]])].strides
             buffer = Buffer(node.type, order, "output", slot)
@@ -201,7 +197,7 @@ class Fusion:
         if isinstance(node.op, Constant):
             if not is_scalar_constant(node):
                 self.constants.append(node)
-                shape = self._shape(node.type)
+                shape = node.type.shape
                 self.buffers[id(node)] = Buffer(
                     node.type, row_major(shape), "constant", len(self.constants) - 1
                 )
@@ -220,7 +216,7 @@ class Fusion:
     def finish(self) -> None:
         """Copies of outputs that are inputs, views, or the same value twice."""
         for node, buffer in self.copies:
-            shape = self._shape(node.type)
+            shape = node.type.shape
             names, indices = self._indices(len(shape))
             value = self._source(node, {}).at(*indices)
             self._add(Kernel(buffer, names, value, node, shape))
@@ -231,14 +227,14 @@ class Fusion:
         base = self.buffers.get(id(source))
         if base is None:
             raise AssertionError(f"{source!r} has no memory")
-        shape = self._shape(node.type)
-        if base.strides != row_major(self._shape(source.type)):
+        shape = node.type.shape
+        if base.strides != row_major(source.type.shape):
             base = self._copy(source)
         self.buffers[id(node)] = Buffer(node.type, row_major(shape), base.kind, base=base)
 
     def _copy(self, node: Node, innermost: int | None = None) -> Buffer:
         """A temporary copy of a value, with one axis innermost in memory."""
-        shape = self._shape(node.type)
+        shape = node.type.shape
         axes = list(range(len(shape)))
         if innermost is not None:
             axes.remove(innermost)
@@ -269,27 +265,27 @@ class Fusion:
         if step != 1:
             self._pack_side(node, side, axis)
         elif sum(f[2] == 1 for f in found) == 1:
-            size = node.inputs[side].type.size * node.type.dtype.bytes  # type: ignore[operator]
+            size = typical(node.inputs[side].type.size) * node.type.dtype.bytes
             if self._rows(node, side) >= MANY_ROWS and size > FAR:
                 self._pack_side(node, side, axis)
 
     def _extent(self, node: Node, axis: int) -> int:
-        return int(node.type.shape[axis])  # type: ignore[arg-type]
+        return typical(node.type.shape[axis])
 
     def _rows(self, node: Node, side: int) -> int:
         """How many elements of the other side meet each element of this one."""
         sides = (node.op.left, node.op.right)  # type: ignore[attr-defined]
         other = node.inputs[1 - side].type.shape
         own = [d for c, d in zip(sides[1 - side], other, strict=True) if c not in sides[side]]
-        return math.prod(int(d) for d in own)  # type: ignore[arg-type]
+        return typical(product(own))
 
     def _cost(self, node: Node, side: int, axis: int, step: int | None) -> float:
         """Cycles to turn a side round, so that vectors lie along an axis of it, and to store
         against the grain where that follows."""
         letter = (node.op.left, node.op.right)[side][axis]  # type: ignore[attr-defined]
         given = node.inputs[side]
-        turning = 0.0 if step == 1 else 0.4 * int(given.type.size)  # type: ignore[arg-type]
-        size = int(node.type.size)  # type: ignore[arg-type]
+        turning = 0.0 if step == 1 else 0.4 * typical(given.type.size)
+        size = typical(node.type.size)
         extent = self._extent(given, axis)
         idle = size * (self.target.lanes / extent - 1.0) if extent < NARROW else 0.0
         place = node.op.out.index(letter)  # type: ignore[attr-defined]
@@ -306,9 +302,9 @@ class Fusion:
         found = self.buffers.get(id(node))
         return found if found is not None and len(found.strides) == rank else None
 
-    def _lying(self, node: Node) -> tuple[int, ...]:
+    def _lying(self, node: Node) -> Shape:
         """Strides for a temporary: as the vectors of the contraction inside its kernel lie."""
-        shape = self._shape(node.type)
+        shape = node.type.shape
         innermost, inner = None, node
         while innermost is None and inner.type.shape == node.type.shape:
             innermost = self.along.get(id(inner))
@@ -333,10 +329,11 @@ class Fusion:
         given = node.inputs[side]
         columns, rows = self._extent(given, axis), self._rows(node, side)
         sizes = node.op.sizes(*[i.type for i in node.inputs])  # type: ignore[attr-defined]
-        depth = math.prod(int(sizes[c]) for c in node.op.over)  # type: ignore[attr-defined]
+        depth = typical(product(sizes[c] for c in node.op.over))  # type: ignore[attr-defined]
         tile = choose_tile(max(rows, 1), columns, self.target)
         width = tile.columns * self.target.lanes
-        if columns <= width or depth * columns * given.type.dtype.bytes <= NEAR:
+        near = depth * columns * given.type.dtype.bytes <= NEAR
+        if columns <= width or near or isinstance(given.type.shape[axis], Dim):
             self.packed[id(node), side] = self._copy(given, axis)
         else:
             self.packed[id(node), side] = self._panels(node, side, axis, width)
@@ -345,11 +342,11 @@ class Fusion:
         """Panels of `width` columns, each with all its terms: a tile reads one from end to end."""
         op, given = node.op, node.inputs[side]
         letters = (op.left, op.right)[side]  # type: ignore[attr-defined]
-        shape = self._shape(given.type)
+        shape = given.type.shape
         batch = [n for n, c in enumerate(letters) if c in op.out and n != axis]  # type: ignore[attr-defined]
         terms = [letters.index(c) for c in op.over]  # type: ignore[attr-defined]
         outer, inner = tuple(shape[n] for n in batch), tuple(shape[n] for n in terms)
-        depth, (whole, left) = math.prod(inner), divmod(shape[axis], width)
+        depth, (whole, left) = product(inner), divmod(typical(shape[axis]), width)
         full = (*outer, whole + bool(left), depth, width)
         memory = Buffer(TensorType(full, given.type.dtype), row_major(full), "temporary")
         outer_steps = memory.strides[: len(outer)]
@@ -374,7 +371,7 @@ class Fusion:
             base=memory, panel=width, panel_step=depth - 1,
         )  # fmt: skip
 
-    def _step(self, node: Node, axis: int) -> int | None:
+    def _step(self, node: Node, axis: int) -> Dimension | None:
         """How far memory moves along an axis of a value, seen through views."""
         while id(node) not in self.buffers:
             if isinstance(node.op, Transpose):
@@ -395,7 +392,7 @@ class Fusion:
         return names, [k.index(n) for n in names]
 
     def _kernel(self, node: Node) -> None:
-        shape = self._shape(node.type)
+        shape = node.type.shape
         buffer = self.buffers.get(id(node))
         if buffer is None:
             buffer = Buffer(node.type, self._lying(node), "temporary")
@@ -404,15 +401,15 @@ class Fusion:
         self.buffers[id(node)] = buffer
         self._add(Kernel(buffer, names, value, node, shape))
 
-    def _check_kernel(self, node: Node, which: int, size: Any, what: str) -> None:
+    def _check_kernel(self, node: Node, which: int, size: Dimension, what: str) -> None:
         """The first position outside its axis stops the call before anything is written."""
         positions = node.inputs[which]
-        shape = self._shape(positions.type)
+        shape = positions.type.shape
         names, indices = self._indices(len(shape))
         value = k.cast(self._source(positions, {}).at(*indices), i64)
         place = Buffer(TensorType((2,), i64), (1,), "check", len(self.checks), first=0)
-        self.checks.append(Check(what, int(size), node.where))
-        self._add(Kernel(place, names, value, node, shape, limit=int(size)))
+        self.checks.append(Check(what, size, node.where))
+        self._add(Kernel(place, names, value, node, shape, limit=size))
 
     def _add(self, kernel: Kernel) -> None:
         for e in k.walk([kernel.value]):
@@ -467,10 +464,9 @@ class Fusion:
 
 
 def fuse(
-    graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int], target: Target
+    graph: Graph, strides: Mapping[int, Shape], donated: dict[int, int], target: Target
 ) -> Fusion:
-    """Kernels of a graph whose sizes are all known; `donated` maps outputs to inputs that they
-    may overwrite."""
+    """Kernels of a graph; `donated` maps outputs to inputs that they may overwrite."""
     fusion = Fusion(graph, strides, donated, target)
     fusion.finish()
     return fusion

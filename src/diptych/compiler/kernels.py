@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diptych.dtypes import DType, TensorType
+from diptych.dtypes import Dimension, DType, Shape, TensorType
 from diptych.graph.node import Node
 from diptych.kernel.expr import Expr
 
@@ -14,18 +14,22 @@ class Buffer:
     """Memory that holds one tensor: `strides` in elements.
 
     `kind` is input, output or temporary; `slot` the place in the table of pointers for the first
-    two, `offset` the byte in the arena for the last.
+    two. Of the last, `offset` is the byte in the arena, or where sizes are symbolic `word` its
+    number among the temporaries.
     """
 
     type: TensorType
-    strides: tuple[int, ...]
+    strides: Shape
     kind: str
     slot: int = -1
     offset: int = -1
+    word: int = -1
     base: Buffer | None = None  # another buffer whose memory this one is
-    first: int = 0  # in elements, from the start of base
+    first: Dimension = 0  # in elements, from the start of base
     panel: int = 0  # columns of a panel, where the axis of stride 1 is cut into panels
-    panel_step: int = 0  # elements from one column to the next panel's, the column's own taken off
+    panel_step: Dimension = (
+        0  # elements from one column to the next panel's, the column's own taken off
+    )
 
     @property
     def root(self) -> Buffer:
@@ -36,8 +40,8 @@ class Buffer:
         return self.type.dtype
 
     @property
-    def bytes(self) -> int:
-        return int(self.type.size) * self.dtype.bytes  # type: ignore[arg-type]
+    def bytes(self) -> Dimension:
+        return self.type.size * self.dtype.bytes
 
 
 @dataclass(eq=False)
@@ -51,15 +55,15 @@ class Kernel:
     indices: tuple[str, ...]
     value: Expr
     node: Node
-    shape: tuple[int, ...]
+    shape: Shape
     reads: list[Buffer] = field(default_factory=list)
-    limit: int | None = None
+    limit: Dimension | None = None
 
 
-def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides: list[int] = []
-    step = 1
+def row_major(shape: Shape) -> Shape:
+    strides: list[Dimension] = []
+    step: Dimension = 1
     for d in reversed(shape):
         strides.append(step)
-        step *= d
+        step = step * d
     return tuple(reversed(strides))

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from diptych.compiler.kernels import Buffer, Kernel
+from diptych.dtypes import Dimension, bind
 
 ALIGN = 64
 
 
-def plan_memory(kernels: list[Kernel]) -> int:
-    """Give every temporary its offset; returns the size of the arena in bytes."""
-    lives: dict[int, list[int]] = {}
-    buffers: dict[int, Buffer] = {}
+@dataclass(frozen=True)
+class Life:
+    """The bytes of a temporary, and the first and last kernel that has to do with it."""
+
+    bytes: Dimension
+    first: int
+    last: int
+
+
+def plan_memory(kernels: list[Kernel], symbolic: bool = False) -> tuple[tuple[Life, ...], int]:
+    """Give every temporary its offset and return the bytes of the arena; or, where sizes are
+    symbols, give it a number among the temporaries, which `place` puts somewhere for each size."""
+    buffers, temporaries = _lives(kernels)
+    if symbolic:
+        for n, buffer in enumerate(buffers):
+            buffer.word = n
+        return temporaries, 0
+    offsets, arena = place(temporaries, {})
+    for buffer, offset in zip(buffers, offsets, strict=True):
+        buffer.offset = offset
+    return temporaries, arena
+
+
+def _lives(kernels: list[Kernel]) -> tuple[list[Buffer], tuple[Life, ...]]:
+    """The temporaries and, beside them, when they are in use."""
+    found: dict[int, list[int]] = {}
+    buffers: list[Buffer] = []
     for time, kernel in enumerate(kernels):
         for buffer in (kernel.out, *kernel.reads):
             root = buffer.root
             if root.kind == "temporary":
-                buffers[id(root)] = root
-                lives.setdefault(id(root), [time, time])[1] = time
+                if id(root) not in found:
+                    found[id(root)] = [time, time]
+                    buffers.append(root)
+                found[id(root)][1] = time
+    return buffers, tuple(Life(b.bytes, *found[id(b)]) for b in buffers)
+
+
+def place(temporaries: tuple[Life, ...], sizes: Mapping[str, int]) -> tuple[list[int], int]:
+    """The byte of each temporary in the arena, and the bytes of the arena."""
+    needs = [-(-max(bind(t.bytes, sizes), 1) // ALIGN) * ALIGN for t in temporaries]
+    offsets = [0] * len(needs)
     placed: list[tuple[int, int, int, int]] = []  # first byte, end, first time, last time
-    size = 0
+    total = 0
     # Largest first: placed late it would split the arena.
-    for key in sorted(buffers, key=lambda b: (-buffers[b].bytes, lives[b][0])):
-        buffer, (start, end) = buffers[key], lives[key]
-        need = -(-max(buffer.bytes, 1) // ALIGN) * ALIGN
-        at = 0
+    for n in sorted(range(len(needs)), key=lambda n: (-needs[n], temporaries[n].first)):
+        start, end, at = temporaries[n].first, temporaries[n].last, 0
         for first, last, t0, t1 in sorted(placed):
             if t0 <= end and start <= t1:
-                if at + need <= first:
+                if at + needs[n] <= first:
                     break
                 at = max(at, last)
-        buffer.offset = at
-        placed.append((at, at + need, start, end))
-        size = max(size, at + need)
-    return size
+        offsets[n] = at
+        placed.append((at, at + needs[n], start, end))
+        total = max(total, at + needs[n])
+    return offsets, total

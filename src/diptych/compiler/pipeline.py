@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ from diptych.compiler.contraction import ContractionEmitter, is_contraction
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.fuse import Check, fuse
 from diptych.compiler.kernels import Kernel
-from diptych.compiler.memory import plan_memory
+from diptych.compiler.memory import Life, place, plan_memory
 from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
+from diptych.compiler.sizes import FIXED, Sizes, SizeTable
 from diptych.compiler.target import Target
 from diptych.compiler.transpose import TransposeEmitter, turned_axes
+from diptych.dtypes import Shape, symbols
 from diptych.graph.node import Graph
 
 ENTRY = "diptych_run"
@@ -27,19 +30,30 @@ class Compiled:
     """LLVM text and what is needed to call it.
 
     The entry takes a table of pointers (inputs, outputs, constants, the check places, the pool of
-    threads or null) and the arena; it returns 0, or n + 1 where check n failed.
+    threads or null, the words of `sizes.py`) and the arena; it returns 0, or n + 1 where check n
+    failed. The last slot is read only where there are symbols; `arena_bytes` and the offsets are
+    then known once these have values: see `words`.
     """
 
     llvm: str
     arena_bytes: int
+    symbols: tuple[str, ...]
+    temporaries: tuple[Life, ...]
     constants: tuple[np.ndarray[Any, Any], ...]
     checks: tuple[Check, ...]
     kernels: tuple[Kernel, ...]
     in_place: tuple[int, ...]  # outputs that are written over their donated inputs
 
+    def words(self, sizes: Mapping[str, int]) -> tuple[list[int], int]:
+        """What the last slot of the table points to for these sizes, and the arena's bytes."""
+        if not self.symbols:
+            return [], self.arena_bytes
+        offsets, arena = place(self.temporaries, sizes)
+        return [*[sizes[name] for name in self.symbols], *offsets], arena
+
 
 def compile_graph(
-    graph: Graph, strides: dict[int, tuple[int, ...]], donated: dict[int, int], target: Target
+    graph: Graph, strides: Mapping[int, Shape], donated: dict[int, int], target: Target
 ) -> Compiled:
     """simplify -> fuse -> schedule -> plan memory -> emit."""
     simple = simplify(graph)
@@ -57,10 +71,14 @@ def compile_graph(
                 check_slot,
                 2 * kernel.out.slot,
             )
-    arena = plan_memory(kernels)
+    names = {s for node in simple.nodes for s in symbols(node.type.shape)}
+    table = SizeTable(check_slot + 2, tuple(sorted(names)))
+    temporaries, arena = plan_memory(kernels, bool(names))
     return Compiled(
-        emit_module(kernels, target, check_slot + 1),
+        emit_module(kernels, target, check_slot + 1, table),
         arena,
+        table.symbols,
+        temporaries,
         tuple(np.ascontiguousarray(n.op.array(n.type)) for n in fusion.constants),  # type: ignore[attr-defined]
         tuple(fusion.checks),
         tuple(kernels),
@@ -68,19 +86,17 @@ def compile_graph(
     )
 
 
-def emit_module(kernels: list[Kernel], target: Target, pool_slot: int) -> str:
+def emit_module(
+    kernels: list[Kernel], target: Target, pool_slot: int, table: SizeTable = FIXED
+) -> str:
     """The text of a module with one entry that runs the kernels in order."""
     declare: set[str] = set()
     functions, calls = [], []
+    sizes = Sizes(table)
     for number, kernel in enumerate(kernels):
-        emitter = _emitter(kernel)(kernel, target, declare, number)
+        emitter = _emitter(kernel)(kernel, target, declare, number, table)
         functions.append(emitter.emit())
-        if emitter.parallel:
-            calls += _shared_call(number, emitter.units)
-        else:
-            calls.append(
-                f"  call void @k{number}(ptr %table, ptr %arena, i64 0, i64 {emitter.units})"
-            )
+        calls += _call(number, emitter, sizes)
         if kernel.limit is not None:
             n = kernel.out.first // 2
             calls += [
@@ -98,6 +114,7 @@ def emit_module(kernels: list[Kernel], target: Target, pool_slot: int) -> str:
         f"  %pool.slot = getelementptr ptr, ptr %table, i64 {pool_slot}",
         "  %pool = load ptr, ptr %pool.slot",
         "  %alone = icmp eq ptr %pool, null",
+        *sizes.lines,
     ]
     body = "\n".join([*start, *calls])
     inner = (
@@ -122,11 +139,23 @@ def _emitter(kernel: Kernel) -> type[KernelEmitter]:
     return KernelEmitter if turned_axes(kernel) is None else TransposeEmitter
 
 
-def _shared_call(number: int, units: int) -> list[str]:
-    """A call that the pool divides; its first word is the function that does it."""
-    n = f"k{number}"
+def _call(number: int, emitter: KernelEmitter, sizes: Sizes) -> list[str]:
+    """A call of a kernel, divided over the pool where there is work enough; the pool's first word
+    is the function that divides."""
+    n, units = f"k{number}", sizes.units(emitter.units)
+    work, enough = emitter.work()
+    if units == "1" or (isinstance(work, int) and work < enough):
+        return [f"  call void @{n}(ptr %table, ptr %arena, i64 0, i64 {units})"]
+    alone, decide = "%alone", []
+    if not isinstance(work, int):
+        alone = f"%{n}.alone"
+        decide = [
+            f"  %{n}.little = icmp slt i64 {sizes.size(work)}, {enough}",
+            f"  {alone} = or i1 %alone, %{n}.little",
+        ]
     return [
-        f"  br i1 %alone, label %{n}.one, label %{n}.many",
+        *decide,
+        f"  br i1 {alone}, label %{n}.one, label %{n}.many",
         f"{n}.one:",
         f"  call void @{n}(ptr %table, ptr %arena, i64 0, i64 {units})",
         f"  br label %{n}.done",

@@ -7,14 +7,17 @@ stored column by column.
 
 from __future__ import annotations
 
-import math
-
+from diptych.compiler.access import Point
 from diptych.compiler.affine import offset
-from diptych.compiler.emit_llvm import KernelEmitter, Point
+from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.kernels import Kernel
 from diptych.compiler.scalars import llvm_type
+from diptych.compiler.sizes import SizeTable, typical
 from diptych.compiler.target import Target
-from diptych.dtypes import bool_
+from diptych.dtypes import Dim, Dimension, bool_, product
+
+PARALLEL_ELEMENTS = 1 << 13  # elements below which a copy stays on one thread
+Count = int | str  # known when the code is written, or the name of an i64
 
 
 def turned_axes(kernel: Kernel) -> tuple[int, int] | None:
@@ -30,63 +33,74 @@ def turned_axes(kernel: Kernel) -> tuple[int, int] | None:
     written = [n for n in real if kernel.out.strides[n] == 1]
     if not read or not written or read[0] == written[0]:
         return None
-    return (read[0], written[0]) if kernel.shape[written[0]] >= 4 else None
+    return (read[0], written[0]) if typical(kernel.shape[written[0]]) >= 4 else None
 
 
 class TransposeEmitter(KernelEmitter):
     """Emits one copy; its units are strips of tiles along the axis that is read."""
 
-    def __init__(self, kernel: Kernel, target: Target, declare: set[str], number: int) -> None:
-        super().__init__(kernel, target, declare, number)
+    def __init__(
+        self, kernel: Kernel, target: Target, declare: set[str], number: int, table: SizeTable
+    ) -> None:
+        super().__init__(kernel, target, declare, number, table)
         axes = turned_axes(kernel)
         assert axes is not None
         self.read, self.written = axes
         self.width = min(target.lanes, 16)
         rest = (n for n, d in enumerate(kernel.shape) if d != 1 and n not in axes)
-        self.outer = sorted(rest, key=lambda n: -kernel.out.strides[n])
-        self.strips = -(-kernel.shape[self.read] // self.width)
-        self.units = math.prod(kernel.shape[n] for n in self.outer) * self.strips
+        self.outer = sorted(rest, key=lambda n: -typical(kernel.out.strides[n]))
+        self.strips = (kernel.shape[self.read], self.width)
+        self.units = (*((kernel.shape[n], 1) for n in self.outer), self.strips)
 
-    @property
-    def parallel(self) -> bool:
-        return self.units > 1 and math.prod(self.kernel.shape) >= 1 << 13
+    def work(self) -> tuple[Dimension, int]:
+        return product(self.kernel.shape), PARALLEL_ELEMENTS
 
     def emit(self) -> str:
         """The whole function: a loop over a range of units."""
         kernel, text = self.kernel, self.text
         at = {n: "0" for n, d in zip(kernel.indices, kernel.shape, strict=True) if d == 1}
         with text.loop("%begin", "%end", 1, []) as (unit, _, _n):
-            strip = text.value(f"urem i64 {unit}, {self.strips}")
-            rest = text.value(f"udiv i64 {unit}, {self.strips}")
+            strips = self.sizes.covering(*self.strips)
+            strip = text.value(f"urem i64 {unit}, {strips}")
+            rest = text.value(f"udiv i64 {unit}, {strips}")
             for n in reversed(self.outer):
-                at[kernel.indices[n]] = text.value(f"urem i64 {rest}, {kernel.shape[n]}")
-                rest = text.value(f"udiv i64 {rest}, {kernel.shape[n]}")
-            whole, left = divmod(kernel.shape[self.read], self.width)
-            flag = text.value(f"icmp slt i64 {strip}, {whole}")
-            if whole:
+                extent = self.size(kernel.shape[n])
+                at[kernel.indices[n]] = text.value(f"urem i64 {rest}, {extent}")
+                rest = text.value(f"udiv i64 {rest}, {extent}")
+            flag = text.value(f"icmp slt i64 {strip}, {self.sizes.tiles(*self.strips)}")
+            deep = kernel.shape[self.read]
+            if isinstance(deep, Dim) or deep >= self.width:
                 with text.branch(flag):
                     self._strip(at, self._product(strip, self.width), self.width)
-            if left:
+            if isinstance(deep, Dim) or deep % self.width:
                 with text.branch(text.value(f"xor i1 {flag}, true")):
-                    self._strip(at, str(whole * self.width), left)
+                    self._strip(at, self.sizes.whole(*self.strips), self._left(deep))
         text.do("ret void")
         return self._function()
 
-    def _strip(self, at: dict[str, str], first: str, deep: int) -> None:
+    def _left(self, extent: Dimension) -> Count:
+        """What remains of an axis after its whole tiles."""
+        if isinstance(extent, int):
+            return extent % self.width
+        return self.text.value(
+            f"sub nsw i64 {self.size(extent)}, {self.sizes.whole(extent, self.width)}"
+        )
+
+    def _strip(self, at: dict[str, str], first: str, deep: Count) -> None:
         """All tiles of a strip; `deep` elements are read at once."""
         name, extent = self.kernel.indices[self.written], self.kernel.shape[self.written]
         at = {**at, self.kernel.indices[self.read]: first}
-        whole = extent - extent % self.width
-        if whole:
-            with self.text.loop("0", str(whole), self.width, []) as (index, _, _n):
+        whole = self.sizes.whole(extent, self.width)
+        if whole != "0":
+            with self.text.loop("0", whole, self.width, []) as (index, _, _n):
                 self._tile_of({**at, name: index}, deep, self.width)
-        if whole < extent:
+        if isinstance(extent, Dim) or extent % self.width:
             with self.text.scope():
-                self._tile_of({**at, name: str(whole)}, deep, extent - whole)
+                self._tile_of({**at, name: whole}, deep, self._left(extent))
 
-    def _tile_of(self, at: dict[str, str], deep: int, across: int) -> None:
+    def _tile_of(self, at: dict[str, str], deep: Count, across: Count) -> None:
         """`across` loads of `deep` elements, transposed, and `deep` stores of `across`."""
-        if not self.target.has_masks and (deep < self.width or across < self.width):
+        if not self.target.has_masks and (deep != self.width or across != self.width):
             self._one_by_one(at, deep, across)
             return
         dtype, width = self.kernel.value.dtype, self.width
@@ -95,18 +109,20 @@ class TransposeEmitter(KernelEmitter):
         rows = []
         self.lanes, self.vector_index = width, read
         for n in range(width):
-            if n >= across:
+            if isinstance(across, int) and n >= across:
                 rows.append("zeroinitializer")
                 continue
-            point = Point({**at, written: self._sum(at[written], n)}, mask=self._mask(deep))
+            mask = self._mask(deep, n, across)
+            point = Point({**at, written: self._sum(at[written], n)}, mask=mask)
             rows.append(self._load(self.kernel.value, point)[0])
         step = 1
         while step < width:
             rows = self._stage(rows, step, type)
             step *= 2
         self.vector_index = written
-        for n in range(deep):
-            point = Point({**at, read: self._sum(at[read], n)}, mask=self._mask(across))
+        for n in range(deep if isinstance(deep, int) else width):
+            mask = self._mask(across, n, deep)
+            point = Point({**at, read: self._sum(at[read], n)}, mask=mask)
             point.memo[id(self.kernel.value)] = rows[n], width
             self._store(point)
 
@@ -128,13 +144,20 @@ class TransposeEmitter(KernelEmitter):
             f"shufflevector {type} {a}, {type} {b}, <{self.width} x i32> <{order}>"
         )
 
-    def _mask(self, used: int) -> str | None:
+    def _mask(self, used: Count, row: int, rows: Count) -> str | None:
+        """The lanes in use of a row, which are none where that is not among `rows`."""
+        if isinstance(rows, str):
+            inside = self.text.value(f"icmp slt i64 {row}, {rows}")
+            count = self.text.value(f"select i1 {inside}, i64 {used}, i64 0")
+            return self._lanes_below(count, self.width)
+        if isinstance(used, str):
+            return self._lanes_below(used, self.width)
         if used == self.width:
             return None
         flags = ["true"] * used + ["false"] * (self.width - used)
         return "<" + ", ".join(f"i1 {f}" for f in flags) + ">"
 
-    def _one_by_one(self, at: dict[str, str], deep: int, across: int) -> None:
+    def _one_by_one(self, at: dict[str, str], deep: Count, across: Count) -> None:
         """An end of the copy where the target has no masks."""
         written, read = self.kernel.indices[self.written], self.kernel.indices[self.read]
         self.lanes = 1

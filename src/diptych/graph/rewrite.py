@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diptych.dtypes import Dim, bind
-from diptych.graph.node import Graph, Node, walk
+from diptych.errors import DiptychError
+from diptych.graph.node import Graph, Leaf, Node, Operator, walk
 
 
 def rebuilt(roots: Sequence[Node], replaced: Mapping[int, Node]) -> list[Node]:
@@ -24,7 +25,8 @@ def rebuilt(roots: Sequence[Node], replaced: Mapping[int, Node]) -> list[Node]:
 
 
 def specialise(graph: Graph, sizes: Mapping[str, int]) -> Graph:
-    """The graph with its symbolic sizes replaced by ints."""
+    """The graph with its symbolic sizes replaced by ints. Raises ShapeError where a primitive
+    does not take them: an index outside of its axis, the greatest of nothing."""
     if not sizes:
         return graph
     new: dict[int, Node] = {}
@@ -38,8 +40,18 @@ def specialise(graph: Graph, sizes: Mapping[str, int]) -> Graph:
         }
         if changed:
             op = type(op)(**{**op.attributes(), **changed})
+        if not isinstance(op, Leaf) and not hasattr(op, "body"):
+            _check(op, inputs, node)
         new[id(node)] = Node(op, inputs, node.type.bound(sizes), node.where, label=node.label)
     return Graph(tuple(new[id(i)] for i in graph.inputs), tuple(new[id(o)] for o in graph.outputs))
+
+
+def _check(op: Operator, inputs: Sequence[Node], node: Node) -> None:
+    try:
+        op.infer(*[i.type for i in inputs])
+    except DiptychError as problem:
+        facts = f"{problem.facts.partition('    (')[0]}    ({node.where})"
+        raise type(problem)(problem.rule, facts, problem.cure) from None
 
 
 def _has_symbol(value: Any) -> bool:

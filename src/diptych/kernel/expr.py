@@ -1,6 +1,7 @@
 """The kernel language: scalar expressions over loop indices, buffers and constants.
 
-    expr  := const | index | var | load(buffer, expr...) | op(expr...) | fold(kind, loops, expr)
+    expr  := const | size | index | var | load(buffer, expr...) | op(expr...)
+           | fold(kind, loops, expr)
     op    := add sub mul div fma neg abs sqrt floor ceil rint minimum maximum     floats
              add sub mul div rem minimum maximum and or xor shl lshr ashr          integers
              lt le eq ne                                                           -> bool
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.dtypes import DType, as_dtype, bool_, f32, f64, i32, i64
+from diptych.dtypes import Dim, Dimension, DType, as_dtype, bool_, f32, f64, i32, i64
 from diptych.errors import InternalError
 from diptych.kernel import scalar
 
@@ -98,18 +99,23 @@ class Expr:
 
     def __repr__(self) -> str:
         inner = ", ".join(map(repr, self.args))
-        if self.op in ("const", "index", "var"):
+        if self.op in ("const", "size", "index", "var"):
             return str(self.attr)
         extra = "" if self.attr is None else f"[{self.attr}]"
         return f"{self.op}{extra}({inner})"
 
 
-Operand = Expr | int | float | bool
+Operand = Expr | int | float | bool | Dim
 
 
 def const(value: float, dtype: DType) -> Expr:
     """A constant; a float is rounded once to the dtype."""
     return Expr("const", (), dtype, dtype.numpy.type(value))
+
+
+def size(dim: Dimension) -> Expr:
+    """A size as i64, known when the code is written or when it runs."""
+    return Expr("size", (), i64, dim) if isinstance(dim, Dim) else const(dim, i64)
 
 
 def index(name: str) -> Expr:
@@ -128,6 +134,8 @@ def load(buffer: Any, indices: Sequence[Operand], dtype: DType) -> Expr:
 
 
 def _operand(value: Operand, dtype: DType) -> Expr:
+    if isinstance(value, Dim):
+        return cast(size(value), dtype)
     return value if isinstance(value, Expr) else const(value, dtype)
 
 
@@ -222,7 +230,7 @@ class Loop:
 
     __slots__ = ("extent", "name")
 
-    def __init__(self, name: str, extent: int) -> None:
+    def __init__(self, name: str, extent: Dimension) -> None:
         self.name, self.extent = name, extent
 
     def __repr__(self) -> str:

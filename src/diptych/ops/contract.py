@@ -120,7 +120,7 @@ class Contract(Operator):
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
         a, b = inputs
         sizes = self.sizes(a.type, b.type)
-        loops = {c: k.Loop(f"c{next(_serial)}", sizes[c]) for c in self.over}  # type: ignore[arg-type]
+        loops = {c: k.Loop(f"c{next(_serial)}", sizes[c]) for c in self.over}
 
         def at(*i: Expr) -> Expr:
             place = dict(zip(self.out, i, strict=True))

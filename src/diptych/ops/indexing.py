@@ -97,7 +97,7 @@ class ScatterAdd(Operator):
         rank = index.type.rank
         from diptych.ops.reduce import _serial
 
-        loops = [k.Loop(f"s{next(_serial)}", d) for d in index.type.shape]  # type: ignore[arg-type]
+        loops = [k.Loop(f"s{next(_serial)}", d) for d in index.type.shape]
         places = [k.index(loop.name) for loop in loops]
 
         def at(*i: Expr) -> Expr:
@@ -261,12 +261,14 @@ def _position(n: int, size: Dimension, t: TensorType) -> int:
     return n % size
 
 
-def _slice(part: slice, size: Dimension) -> tuple[int, Dimension, int]:
+def _slice(part: slice, size: Dimension) -> tuple[Dimension, Dimension, int]:
     if isinstance(size, Dim):
         if part == slice(None):
             return 0, size, 1
+        if part == slice(None, None, -1):
+            return size - 1, size, -1
         raise ShapeError(
-            "a slice of a symbolic axis takes all of it",
+            "a slice of a symbolic axis takes all of it, forward or backward",
             f"{part} of {size}",
             "give the axis a size, or slice outside of the program",
         )

@@ -142,9 +142,8 @@ def _select_label(s: Handle, label: Handle) -> Handle:
 @cross_entropy.with_gradient
 def _cross_entropy_gradient(g: Node, node: Node) -> list[Node | None]:
     x, label = node.inputs
-    n, classes = x.type.shape
-    scale = divide(g, size_of(n, x))
-    hot = one_hot(convert(label, i64), classes, x.type.dtype)
+    scale = divide(g, size_of(x, (0,)))
+    hot = one_hot(convert(label, i64), x.type.shape[1], x.type.dtype)
     return [multiply(subtract(softmax(x, axis=1), hot), scale), None]
 
 

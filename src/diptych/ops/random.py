@@ -117,7 +117,7 @@ class Uniform(Operator):
         def at(*i: Expr) -> Expr:
             element: Expr = k.const(0, i64)
             for extent, position in zip(out.shape, i, strict=True):
-                element = element * extent + position  # type: ignore[operator]
+                element = element * extent + position
             seed, stream = (state.at(k.const(n, i64)) for n in range(2))
             word = _word(seed, stream, element)
             return k.cast(k.lshr(word, 8), f32) * UNIT

@@ -17,6 +17,7 @@ from diptych.dtypes import (
     i64,
     product,
     promote,
+    symbols,
 )
 from diptych.errors import ShapeError
 from diptych.graph.node import Node, Operator, Source
@@ -121,11 +122,11 @@ class Reshape(Operator):
         def at(*i: Expr) -> Expr:
             linear: Expr = k.const(0, i64)
             for extent, position in zip(out.shape, i, strict=True):
-                linear = linear * extent + position  # type: ignore[operator]
+                linear = linear * extent + position
             indices: list[Expr] = []
             for extent in reversed(x.type.shape):
-                indices.append(k.rem(linear, extent))  # type: ignore[arg-type]
-                linear = linear / extent  # type: ignore[operator]
+                indices.append(k.rem(linear, extent))
+                linear = linear / extent
             return x.at(*reversed(indices))
 
         return at
@@ -195,14 +196,14 @@ def transpose(x: Any, order: Sequence[int] | None = None) -> Handle:
 
 
 def _inside(
-    starts: Sequence[int], sizes: Shape, steps: Sequence[int], shape: Shape, what: str
+    starts: Sequence[Dimension], sizes: Shape, steps: Sequence[int], shape: Shape, what: str
 ) -> None:
     """Positions start + step * n for n below size lie inside a shape, on every axis."""
     for start, size, step, extent in zip(starts, sizes, steps, shape, strict=True):
         if size == extent and start == 0 and step == 1:
             continue
         last = start + step * (size - 1)
-        known = isinstance(last, int) and isinstance(extent, int)
+        known = not symbols((start, last, extent))
         if step == 0 or (known and size != 0 and not (0 <= start < extent and 0 <= last < extent)):  # type: ignore[operator]
             raise ShapeError(
                 f"{what} stays inside the axis",
@@ -215,7 +216,7 @@ def _inside(
 class Slice(Operator):
     """x[start : start + step*size : step] along every axis; step may be negative."""
 
-    starts: tuple[int, ...]
+    starts: tuple[Dimension, ...]
     sizes: Shape
     steps: tuple[int, ...]
     name: ClassVar[str] = "slice"
@@ -230,7 +231,8 @@ class Slice(Operator):
         for axis, (start, size, step) in enumerate(
             zip(self.starts, self.sizes, self.steps, strict=True)
         ):
-            result = np.take(result, start + step * np.arange(size), axis)  # type: ignore[arg-type]
+            places = start + step * np.arange(size)  # type: ignore[operator, arg-type]
+            result = np.take(result, places, axis)
         return result
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
@@ -239,14 +241,14 @@ class Slice(Operator):
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
         (x,) = inputs
         parts = list(zip(self.starts, self.steps, strict=True))
-        return lambda *i: x.at(*[s + t * n for n, (s, t) in zip(i, parts, strict=True)])
+        return lambda *i: x.at(*[n * t + s for n, (s, t) in zip(i, parts, strict=True)])
 
 
 @primitive
 class Place(Operator):
     """Zeros of `shape` with the input at start, start + step, ... : the transpose of slice."""
 
-    starts: tuple[int, ...]
+    starts: tuple[Dimension, ...]
     shape: Shape
     steps: tuple[int, ...]
     name: ClassVar[str] = "place"
@@ -278,7 +280,7 @@ class Place(Operator):
             for n, (start, step, size) in zip(i, parts, strict=True):
                 offset = n - start if step > 0 else start - n
                 place = offset if abs(step) == 1 else offset / abs(step)
-                ok = (offset >= 0) & (place < size)  # type: ignore[operator]
+                ok = (offset >= 0) & (place < size)
                 if abs(step) != 1:
                     ok = ok & k.rem(offset, abs(step)).equals(0)
                 inside = inside & ok
@@ -331,18 +333,19 @@ class Concat(Operator):
     def reference(self, *inputs: Array) -> Array:
         return np.concatenate(inputs, self.axis)
 
-    def _starts(self, inputs: Sequence[TensorType]) -> list[int]:
-        starts, at = [], 0
+    def _starts(self, inputs: Sequence[TensorType]) -> list[Dimension]:
+        starts: list[Dimension] = []
+        at: Dimension = 0
         for t in inputs:
             starts.append(at)
-            at = at + t.shape[self.axis]  # type: ignore[assignment]
+            at = at + t.shape[self.axis]
         return starts
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         types = [i.type for i in node.inputs]
         result: list[Node | None] = []
         for start, t in zip(self._starts(types), types, strict=True):
-            starts = [0] * t.rank
+            starts: list[Dimension] = [0] * t.rank
             starts[self.axis] = start
             result.append(record(Slice(tuple(starts), t.shape, (1,) * t.rank), g))
         return result
@@ -357,7 +360,7 @@ class Concat(Operator):
                 size = source.type.shape[self.axis]
                 if size == 0:
                     continue
-                inside = (position >= start) & (position < start + size)  # type: ignore[operator]
+                inside = (position >= start) & (position < start + size)
                 own = list(i)
                 own[self.axis] = k.select(inside, position - start, 0)
                 value = source.at(*own)

@@ -16,7 +16,6 @@ from diptych.dtypes import Dim, as_dtype
 from diptych.engine import element_strides
 from diptych.errors import FeedError
 from diptych.graph.node import Graph, Node, Where, input_node, walk
-from diptych.graph.rewrite import specialise
 from diptych.tensor import Parameter, Tensor, default_panel
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ class Ready:
 
 
 class Plan:
-    """One choice of fetches of a program; an executable for every size it is run with."""
+    """One choice of fetches of a program."""
 
     def __init__(self, program: Program, wanted: Sequence[Node], device: str | None) -> None:
         self.program, self.wanted, self.device = program, list(wanted), device
@@ -160,7 +159,8 @@ class Plan:
         self.graph = Graph(tuple(inputs), tuple(roots))
         own = {id(p): len(self.feeds) + n for n, p in enumerate(self.state)}
         self.slots = [own.get(id(p)) for p, *_ in self.updates]  # the input that an update replaces
-        self.executables: dict[Any, Ready] = {}
+        self.family = engine.Family(self.graph)
+        self.executables: dict[Any, Ready] = {}  # by sizes
         self.orders: dict[Any, dict[int, int]] = {}
         self.last: Ready | None = None
 
@@ -237,8 +237,8 @@ class Plan:
         key = (tuple(strides), tuple(sorted(sizes.items())), device, tuple(donated.items()))
         found = self.executables.get(key)
         if found is None:
-            layout = {n: element_strides(a) for n, a in enumerate(inputs)}
-            made = engine.compile(specialise(self.graph, sizes), device, layout, donated)
+            layout = [element_strides(a) for a in inputs]
+            made = self.family.find(device, layout, donated, sizes)
             found = self.executables[key] = Ready(made, form, len(donated) == count)
         found.held = held
         self.last = found

@@ -1,0 +1,277 @@
+"""Elements of buffers as LLVM text: pointers, offsets, loads and stores at a vector of elements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from diptych.compiler.affine import Affine, added, affine, offset, scaled
+from diptych.compiler.kernels import Buffer, Kernel
+from diptych.compiler.scalars import Scalars, llvm_type
+from diptych.compiler.sizes import Sizes
+from diptych.compiler.text import FunctionText
+from diptych.dtypes import Dim, Dimension, DType, bool_, i64
+from diptych.kernel import expr as k
+
+Value = tuple[str, int]  # name, lanes
+
+
+@dataclass
+class Point:
+    """One vector of output elements: the values of the indices there."""
+
+    indices: dict[str, str]  # scalar names; the vector axis has its first lane here
+    memo: dict[int, Value] = field(default_factory=dict)
+    mask: str | None = None  # lanes in use, where not all are
+    base: str = "0"  # where the panel that holds the vector starts
+
+
+class Access:
+    """The part of an emitter that moves elements between memory and registers."""
+
+    kernel: Kernel
+    text: FunctionText
+    scalars: Scalars
+    sizes: Sizes
+    declare: set[str]
+    affine_memo: dict[int, Affine | None]
+    pointers: dict[int, str]
+    lanes: int
+    vector_index: str
+
+    def size(self, dim: Dimension) -> str:
+        """A size: its literal, or the name of what the entry of the function loads."""
+        return self.sizes.size(dim)
+
+    def _pointer(self, buffer: Buffer) -> str:
+        root = buffer.root
+        name = self.text.fresh("p")
+        shift = buffer.first * buffer.dtype.bytes
+        if root.kind == "temporary":
+            at = self.size(root.offset + shift)
+            if root.word >= 0:
+                at = self._total(self.sizes.offset(root.word), self.size(shift))
+            self.text.do(f"{name} = getelementptr i8, ptr %arena, i64 {at}")
+            return name
+        slot, base = self.text.fresh("s"), self.text.fresh("b")
+        self.text.do(f"{slot} = getelementptr ptr, ptr %table, i64 {root.slot}")
+        self.text.do(f"{base} = load ptr, ptr {slot}")
+        self.text.do(f"{name} = getelementptr i8, ptr {base}, i64 {self.size(shift)}")
+        return name
+
+    def widen(self, value: Value, dtype: DType, lanes: int) -> str:
+        name, have = value
+        return name if have == lanes else self.scalars.splat(name, dtype, lanes)
+
+    def _index(self, name: str, point: Point) -> Value:
+        base = point.indices[name]
+        if name != self.vector_index or self.lanes == 1:
+            return base, 1
+        type = llvm_type(i64, self.lanes)
+        wide = self.scalars.splat(base, i64, self.lanes)
+        steps = self.scalars.lane_numbers(self.lanes)
+        return self.text.value(f"add {type} {wide}, {steps}"), self.lanes
+
+    def _offset(self, form: Affine, point: Point) -> str:
+        """Scalar offset of the first lane."""
+        total, constant = "", form.get("", 0)
+        for name, coefficient in form.items():
+            if name == "":
+                continue
+            at = point.indices[name]
+            if not at.startswith("%"):
+                constant = constant + int(at) * coefficient
+                continue
+            term = at if coefficient == 1 else self._product(at, coefficient)
+            total = term if not total else self.text.value(f"add nsw i64 {total}, {term}")
+        if not total:
+            return self.size(constant)
+        return self._sum(total, constant)
+
+    def _sum(self, index: str, more: Dimension) -> str:
+        if more == 0:
+            return index
+        if not index.startswith("%"):
+            return self.size(int(index) + more)
+        return self.text.value(f"add nsw i64 {index}, {self.size(more)}")
+
+    def _product(self, index: str, factor: Dimension) -> str:
+        if not index.startswith("%"):
+            return self.size(int(index) * factor)
+        return self.text.value(f"mul nsw i64 {index}, {self.size(factor)}")
+
+    def _total(self, a: str, b: str) -> str:
+        if not b.startswith("%"):
+            return self._sum(a, int(b))
+        if not a.startswith("%"):
+            return self._sum(b, int(a))
+        return self.text.value(f"add nsw i64 {a}, {b}")
+
+    def _address(self, buffer: Buffer, at: str) -> str:
+        kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
+        pointer = self.pointers[id(buffer)]
+        return self.text.value(f"getelementptr inbounds {kind}, ptr {pointer}, i64 {at}")
+
+    def _load(self, e: k.Expr, point: Point) -> Value:
+        buffer: Buffer = e.attr
+        form = offset(e.args, buffer.strides, self.affine_memo)
+        if form is None:
+            return self._indirect_load(e, point)
+        at = self._offset(form, point)
+        if buffer.panel:
+            more = self._product(point.base, buffer.panel_step)
+            at = self._total(at, more)
+        return self._strided_load(buffer, at, form, point)
+
+    def _strided_load(self, buffer: Buffer, at: str, form: Affine, point: Point) -> Value:
+        """A load whose first lane is at the offset `at`; `form` says how lanes move."""
+        step = form.get(self.vector_index, 0) if self.lanes > 1 else 0
+        if step == 0:
+            return self._loaded(buffer, self._address(buffer, at), 1, None), 1
+        lanes, mask = self.lanes, point.mask
+        if step == 1:
+            return self._loaded(buffer, self._address(buffer, at), lanes, mask), lanes
+        return self._gathered(buffer, self._lane_offsets(at, step), mask), lanes
+
+    def _lane_offsets(self, at: str, step: Dimension) -> str:
+        """The offsets of all lanes, which move by a step other than 1."""
+        type = llvm_type(i64, self.lanes)
+        wide = self.scalars.splat(at, i64, self.lanes)
+        if isinstance(step, Dim):
+            steps = self.scalars.splat(self.size(step), i64, self.lanes)
+            lanes = self.scalars.lane_numbers(self.lanes)
+            numbers = self.text.value(f"mul nsw {type} {steps}, {lanes}")
+        else:
+            numbers = "<" + ", ".join(f"i64 {n * step}" for n in range(self.lanes)) + ">"
+        return self.text.value(f"add {type} {wide}, {numbers}")
+
+    def _lanes_below(self, left: str, lanes: int) -> str:
+        """A mask: the first `left` lanes."""
+        wide = self.scalars.splat(left, i64, lanes)
+        numbers = self.scalars.lane_numbers(lanes)
+        return self.text.value(f"icmp slt <{lanes} x i64> {numbers}, {wide}")
+
+    def _indirect_load(self, e: k.Expr, point: Point) -> Value:
+        """An index that is itself computed: one offset where it is the same for all lanes (the
+        rows of a batch), else offsets lane by lane."""
+        buffer: Buffer = e.attr
+        values = [point.memo[id(a)] for a in e.args]
+        forms = [affine(a, self.affine_memo) for a in e.args]
+        computed = [v for v, form in zip(values, forms, strict=True) if form is None]
+        if all(lanes == 1 for _, lanes in computed):
+            return self._row_load(buffer, values, forms, point)
+        total: k.Expr = k.const(0, i64)
+        places: dict[str, str] = {}
+        for n, (stride, value) in enumerate(zip(buffer.strides, values, strict=True)):
+            total = total + k.var(f"i{n}", i64) * self._factor(stride, places, self.lanes)
+            places[f"i{n}"] = self.widen(value, i64, self.lanes)
+        offsets = self.scalars.tree(total, places, self.lanes)
+        return self._gathered(buffer, offsets, point.mask), self.lanes
+
+    def _row_load(
+        self, buffer: Buffer, values: list[Value], forms: list[Affine | None], point: Point
+    ) -> Value:
+        """Some indices are computed scalars, the others move with the loops."""
+        moving: Affine = {}
+        fixed: k.Expr = k.const(0, i64)
+        places: dict[str, str] = {}
+        for n, (stride, form) in enumerate(zip(buffer.strides, forms, strict=True)):
+            if form is not None:
+                moving = added(moving, scaled(form, stride))
+            else:
+                fixed = fixed + k.var(f"i{n}", i64) * self._factor(stride, places, 1)
+                places[f"i{n}"] = values[n][0]
+        row, along = self.scalars.tree(fixed, places, 1), self._offset(moving, point)
+        at = self.text.value(f"add nsw i64 {row}, {along}")
+        return self._strided_load(buffer, at, moving, point)
+
+    def _factor(self, stride: Dimension, places: dict[str, str], lanes: int) -> k.Operand:
+        """A stride in an expression over `places`."""
+        if isinstance(stride, Dim):
+            name = self.size(stride)
+            places[str(stride)] = name if lanes == 1 else self.scalars.splat(name, i64, lanes)
+            return k.var(str(stride), i64)
+        return stride
+
+    def _loaded(self, buffer: Buffer, address: str, lanes: int, mask: str | None) -> str:
+        """A load, masked at a ragged end; bools are bytes in memory."""
+        kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
+        type = kind if lanes == 1 else f"<{lanes} x {kind}>"
+        align = buffer.dtype.bytes
+        if lanes == 1 or mask is None:
+            raw = self.text.value(f"load {type}, ptr {address}, align {align}")
+        else:
+            name = f"@llvm.masked.load.v{lanes}{self._suffix(buffer.dtype)}.p0"
+            flag = f"<{lanes} x i1>"
+            raw = self.text.value(
+                f"call {type} {name}(ptr align {align} {address}, {flag} {mask}, "
+                f"{type} zeroinitializer)"
+            )
+            self.declare.add(f"declare {type} {name}(ptr, {flag}, {type})")
+        return self._from_memory(raw, buffer.dtype, type, lanes)
+
+    def _suffix(self, dtype: DType) -> str:
+        return {"f32": "f32", "f64": "f64", "i32": "i32", "i64": "i64"}.get(dtype.name, "i8")
+
+    def _from_memory(self, raw: str, dtype: DType, type: str, lanes: int) -> str:
+        if dtype != bool_:
+            return raw
+        zero = "0" if lanes == 1 else "zeroinitializer"
+        return self.text.value(f"icmp ne {type} {raw}, {zero}")
+
+    def _gathered(self, buffer: Buffer, offsets: str, mask: str | None) -> str:
+        lanes = self.lanes
+        kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
+        type, flag = f"<{lanes} x {kind}>", f"<{lanes} x i1>"
+        pointers = self.text.value(
+            f"getelementptr {kind}, ptr {self.pointers[id(buffer)]}, "
+            f"{llvm_type(i64, lanes)} {offsets}"
+        )
+        mask = mask or "<" + ", ".join(["i1 true"] * lanes) + ">"
+        name = f"@llvm.masked.gather.v{lanes}{self._suffix(buffer.dtype)}.v{lanes}p0"
+        align = buffer.dtype.bytes
+        raw = self.text.value(
+            f"call {type} {name}(<{lanes} x ptr> align {align} {pointers}, {flag} {mask}, "
+            f"{type} zeroinitializer)"
+        )
+        self.declare.add(f"declare {type} {name}(<{lanes} x ptr>, {flag}, {type})")
+        return self._from_memory(raw, buffer.dtype, type, lanes)
+
+    def _store(self, point: Point) -> None:
+        kernel, lanes, text = self.kernel, self.lanes, self.text
+        out = kernel.out
+        value = self.widen(point.memo[id(kernel.value)], kernel.value.dtype, lanes)
+        form: Affine = {
+            n: s
+            for n, s, d in zip(kernel.indices, out.strides, kernel.shape, strict=True)
+            if d != 1
+        }
+        kind = "i8" if out.dtype == bool_ else llvm_type(out.dtype, 1)
+        type = kind if lanes == 1 else f"<{lanes} x {kind}>"
+        if out.dtype == bool_:
+            value = text.value(f"zext {llvm_type(bool_, lanes)} {value} to {type}")
+        at = self._offset(form, point)
+        step = form.get(self.vector_index, 0)
+        align = out.dtype.bytes
+        flag = f"<{lanes} x i1>"
+        if lanes == 1 or (step == 1 and point.mask is None):
+            text.do(f"store {type} {value}, ptr {self._address(out, at)}, align {align}")
+        elif step == 1:
+            name = f"@llvm.masked.store.v{lanes}{self._suffix(out.dtype)}.p0"
+            text.do(
+                f"call void {name}({type} {value}, ptr align {align} "
+                f"{self._address(out, at)}, {flag} {point.mask})"
+            )
+            self.declare.add(f"declare void {name}({type}, ptr, {flag})")
+        else:
+            offsets = self._lane_offsets(at, step)
+            pointers = text.value(
+                f"getelementptr {kind}, ptr {self.pointers[id(out)]}, "
+                f"{llvm_type(i64, lanes)} {offsets}"
+            )
+            mask = point.mask or "<" + ", ".join(["i1 true"] * lanes) + ">"
+            name = f"@llvm.masked.scatter.v{lanes}{self._suffix(out.dtype)}.v{lanes}p0"
+            text.do(
+                f"call void {name}({type} {value}, <{lanes} x ptr> align {align} {pointers}, "
+                f"{flag} {mask})"
+            )
+            self.declare.add(f"declare void {name}({type}, <{lanes} x ptr>, {flag})")

@@ -1,0 +1,119 @@
+"""Symbolic sizes in the text of one function: values read from the table of pointers at its entry.
+
+The slot after the pool's points to i64 words: the symbols by name, then the byte in the arena of
+each temporary, where that depends on the sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from diptych.dtypes import Dimension, bind
+from diptych.dtypes import symbols as symbols_of
+
+Units = tuple[tuple[Dimension, int], ...]  # sizes and the steps that cover them
+TYPICAL = 64  # what a symbol is taken for where tiles and orders are chosen
+
+
+def typical(dim: Dimension) -> int:
+    """A size to choose tiles by; it never changes a bit."""
+    if isinstance(dim, int):
+        return dim
+    return bind(dim, {name: TYPICAL for name in symbols_of([dim])})
+
+
+@dataclass(frozen=True)
+class SizeTable:
+    """Where the words of symbols are: the slot of the table, and the symbols in their order."""
+
+    slot: int
+    symbols: tuple[str, ...]
+
+
+FIXED = SizeTable(-1, ())
+
+
+class Sizes:
+    """Lines that belong at the entry of a function, and the names of what they compute."""
+
+    def __init__(self, table: SizeTable) -> None:
+        self.table = table
+        self.lines: list[str] = []
+        self._known: dict[str, str] = {}
+
+    def _line(self, right: str) -> str:
+        found = self._known.get(right)
+        if found is None:
+            found = self._known[right] = f"%size{len(self._known)}"
+            self.lines.append(f"  {found} = {right}")
+        return found
+
+    def word(self, n: int) -> str:
+        """The n-th word."""
+        slot = self._line(f"getelementptr ptr, ptr %table, i64 {self.table.slot}")
+        words = self._line(f"load ptr, ptr {slot}")
+        at = self._line(f"getelementptr i64, ptr {words}, i64 {n}")
+        return self._line(f"load i64, ptr {at}")
+
+    def offset(self, temporary: int) -> str:
+        """The byte in the arena of a temporary, by its number."""
+        return self.word(len(self.table.symbols) + temporary)
+
+    def size(self, dim: Dimension) -> str:
+        """The literal, or the name of the value."""
+        if isinstance(dim, int):
+            return str(dim)
+        return self._total(self._term(names, count) for names, count in dim.terms)
+
+    def _term(self, names: Iterable[str], count: int) -> str:
+        factors = [self.word(self.table.symbols.index(name)) for name in names]
+        if count != 1 or not factors:
+            factors.append(str(count))
+        value, *rest = factors
+        for factor in rest:
+            value = self._line(f"mul nsw i64 {value}, {factor}")
+        return value
+
+    def _total(self, terms: Iterable[str]) -> str:
+        total, *rest = terms
+        for term in rest:
+            total = self._line(f"add nsw i64 {total}, {term}")
+        return total
+
+    def whole(self, dim: Dimension, step: int) -> str:
+        """The greatest multiple of a step up to a size."""
+        if isinstance(dim, int):
+            return str(dim - dim % step)
+        size = self.size(dim)
+        if step & (step - 1) == 0:
+            return size if step == 1 else self._line(f"and i64 {size}, {-step}")
+        rest = self._line(f"urem i64 {size}, {step}")
+        return self._line(f"sub nsw i64 {size}, {rest}")
+
+    def tiles(self, dim: Dimension, step: int) -> str:
+        """How many whole steps are in a size."""
+        if isinstance(dim, int):
+            return str(dim // step)
+        return self._line(f"udiv i64 {self.size(dim)}, {step}")
+
+    def covering(self, dim: Dimension, step: int) -> str:
+        """How many steps cover a size."""
+        if isinstance(dim, int):
+            return str(-(-dim // step))
+        if step == 1:
+            return self.size(dim)
+        more = self._line(f"add nsw i64 {self.size(dim)}, {step - 1}")
+        return self._line(f"udiv i64 {more}, {step}")
+
+    def units(self, factors: Units) -> str:
+        """The product of how many steps cover each size."""
+        known = math.prod(-(-d // step) for d, step in factors if isinstance(d, int))
+        names = [self.covering(d, step) for d, step in factors if not isinstance(d, int)]
+        if not names:
+            return str(known)
+        total, *rest = names if known == 1 else [*names, str(known)]
+        for factor in rest:
+            total = self._line(f"mul nsw i64 {total}, {factor}")
+        return total
