@@ -134,7 +134,7 @@ class DynamicRecorder(TensorRecorder):
                         return self.record(op, operands)
                 else:
                     piece.sites.append((where, op.name))
-            node = Node(op, tuple(inputs), point.type, where)  # type: ignore[arg-type]
+            node = Node(op, tuple(inputs), point.type, where)
             if point.needs_grad:
                 node.needs_grad = True
             tensor = Tensor(node, self)

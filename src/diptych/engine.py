@@ -15,7 +15,7 @@ import numpy as np
 from diptych import config, interpret
 from diptych.compiler.kernels import row_major
 from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
-from diptych.compiler.orders import wanted_orders as wanted_orders
+from diptych.compiler.orders import wanted_orders
 from diptych.compiler.pipeline import ENTRY, compile_graph
 from diptych.compiler.target import Target
 from diptych.dtypes import Dim, Shape, bind, symbols
@@ -57,7 +57,7 @@ def copied(array: Array) -> Array:
     """A copy with the strides of the original."""
     new = array.copy(order="K")
     if new.strides != array.strides and array.ndim == 2:
-        new = empty_columns(array.shape, array.dtype)  # type: ignore[arg-type]
+        new = empty_columns(array.shape, array.dtype)
         new[...] = array
     return new
 
@@ -67,7 +67,7 @@ def turned(array: Array, innermost: int) -> Array:
     if array.strides[innermost] == array.itemsize or 1 in array.shape:
         return array
     turn = innermost == 0
-    new = empty_columns(array.shape if turn else array.shape[::-1], array.dtype)  # type: ignore[arg-type]
+    new = empty_columns(array.shape if turn else array.shape[::-1], array.dtype)
     new = new if turn else new.T
     new[...] = array
     return new
@@ -77,7 +77,7 @@ def relaid(array: Array, old: Array | None) -> Array:
     """The array with the strides of the value that it replaces, for which code is there."""
     if old is None or array.strides == old.strides or array.ndim != 2:
         return array
-    new = empty_columns(array.shape, array.dtype)  # type: ignore[arg-type]
+    new = empty_columns(array.shape, array.dtype)
     if new.strides != old.strides:
         return array
     new[...] = array
@@ -407,6 +407,11 @@ class Family:
                         return None
             orders.append(order)
         return tuple(orders)
+
+
+def orders_for(graph: Graph, sizes: Mapping[str, int]) -> dict[int, int]:
+    """Inputs, by their places, that a graph reads fastest with this axis innermost."""
+    return wanted_orders(specialise(graph, sizes))
 
 
 def run_once(graph: Graph, values: Sequence[Array], device: str) -> list[Array]:

@@ -431,7 +431,7 @@ class Parameter(Tensor):
         """A copy in the memory order of this parameter."""
         dtype = as_dtype(value.dtype).numpy
         if value.ndim == 2 and self.order == "F":
-            own = empty_columns(value.shape, dtype)  # type: ignore[arg-type]
+            own = empty_columns(value.shape, dtype)
         else:
             own = empty(value.shape, dtype)
         own[...] = value

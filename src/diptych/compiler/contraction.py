@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from diptych.compiler.access import Point
 from diptych.compiler.affine import offset
 from diptych.compiler.emit_llvm import KernelEmitter
-from diptych.compiler.kernels import Kernel
+from diptych.compiler.kernels import Buffer, Kernel
 from diptych.compiler.sizes import SizeTable, typical
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import SHORT, Piece, choose_tile
@@ -37,6 +37,11 @@ def is_contraction(kernel: Kernel) -> bool:
         and all(loop.extent for loop in folds[0].attr[1])
         and all(a.op == "load" for a in folds[0].args)
     )
+
+
+def _worth(step: Dimension | None) -> float:
+    """A load for a vector that stays, goes on by 1, or does anything else."""
+    return 0.0 if step == 0 else 2.0 if step == 1 else -8.0
 
 
 class ContractionEmitter(KernelEmitter):
@@ -81,15 +86,14 @@ class ContractionEmitter(KernelEmitter):
 
     def _score(self, axis: int) -> float:
         """How well vectors lie along an axis: inside the fold it counts for every term."""
-        worth = {0: 0.0, 1: 2.0}
-        inside = sum(worth.get(s, -8.0) for s in self._steps(axis, self.fold.args))  # type: ignore[arg-type]
-        everything = sum(worth.get(s, -8.0) for s in self._steps(axis, (self.kernel.value,)))  # type: ignore[arg-type]
+        inside = sum(_worth(s) for s in self._steps(axis, self.fold.args))
+        everything = sum(_worth(s) for s in self._steps(axis, (self.kernel.value,)))
         score = everything + min(self.terms, 64) * inside
         score += 1.0 if self.kernel.out.strides[axis] == 1 else -8.0
         extent = typical(self.kernel.shape[axis])
         return score + 6.0 * min(extent, self.target.lanes) / self.target.lanes
 
-    def _vector_side(self):  # type: ignore[no-untyped-def]
+    def _vector_side(self) -> Buffer | None:
         """The buffer that is read a vector at a time, or None where both sides are."""
         moving = [
             load.attr

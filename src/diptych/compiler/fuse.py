@@ -279,7 +279,7 @@ class Fusion:
         own = [d for c, d in zip(sides[1 - side], other, strict=True) if c not in sides[side]]
         return typical(product(own))
 
-    def _cost(self, node: Node, side: int, axis: int, step: int | None) -> float:
+    def _cost(self, node: Node, side: int, axis: int, step: Dimension | None) -> float:
         """Cycles to turn a side round, so that vectors lie along an axis of it, and to store
         against the grain where that follows."""
         letter = (node.op.left, node.op.right)[side][axis]  # type: ignore[attr-defined]

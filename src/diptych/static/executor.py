@@ -181,13 +181,13 @@ class Plan:
         Writers of parameters take turns, and readers wait for them.
         """
         panel = default_panel()
-        with panel.lock:  # type: ignore[attr-defined]
+        with panel.lock:
             held, state = self._held(), [p.node.value for p in self.state]
             for n, value in enumerate(state):
                 if value is None:
                     state[n] = panel.observe(self.state[n])
                     held = []
-            inputs = values + state + [read() for read in self.live]
+            inputs: list[Any] = values + state + [read() for read in self.live]
             del state
             form = ([v.strides for v in inputs], sizes, self.device or panel.device)
             ready = self.last
@@ -199,7 +199,7 @@ class Plan:
                     inputs[first:first] = [p.node.value for p in self.state]
                     form = ([v.strides for v in inputs], *form[1:])
                 ready = self._ready(inputs, held or self._held(), form)
-            results = ready.executable.run(inputs)
+            results: list[Array] = ready.executable.run(inputs)
             if not ready.in_place:
                 self._bind(results)
         return results[: len(self.wanted)]
@@ -208,12 +208,13 @@ class Plan:
         """Turn weights round that this plan only reads, where they lie badly for it."""
         key = tuple(sorted(sizes.items()))
         if key not in self.orders:
-            self.orders[key] = engine.wanted_orders(specialise(self.graph, sizes))
+            self.orders[key] = engine.orders_for(self.graph, sizes)
         some, first = False, len(self.feeds)
         for slot, axis in self.orders[key].items():
             if not first <= slot < first + len(self.state) or slot in self.slots:
                 continue
             node = self.state[slot - first].node
+            assert node.value is not None
             new = engine.turned(node.value, axis)
             if new is not node.value:
                 node.value, node.kind, some = new, None, True
