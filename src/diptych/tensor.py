@@ -163,8 +163,11 @@ class Tensor(Operand):
     # ---- looking ---------------------------------------------------------------------------
 
     def numpy(self) -> Array:
-        """The value as a read-only numpy array."""
-        return np.asarray(_Held(current_panel(self).observe(self)))
+        """The value as a read-only numpy array.
+
+        Who has it holds the value's memory, which is then not written again.
+        """
+        return np.asarray(memoryview(current_panel(self).observe(self)).toreadonly())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         value = self.numpy()
@@ -471,18 +474,6 @@ class Parameter(Tensor):
                 "a parameter keeps its type", f"{self.type} assigned {value.type}", "reshape it"
             )
         panel.assign(self, value)
-
-
-class _Held:
-    """The base of a view: who has the view holds the array, and it is not written again."""
-
-    __slots__ = ("__array_interface__", "array")
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-        interface = dict(array.__array_interface__)
-        interface["data"] = (interface["data"][0], True)  # read-only
-        self.__array_interface__ = interface
 
 
 _panel: list[TensorRecorder] = []

@@ -48,8 +48,8 @@ class Captured:
             raise
         self.wanted = [*self.results, *[g for _, g in self.kept if g is not None]]
         self.guard = Guard(roots, self.program.shared_arrays())
-        self.with_grad = [handle for handle, _ in self.program.had_grad]
-        self.had_grad = [had for _, had in self.program.had_grad]
+        self.with_grad = [handle for handle, had in self.program.had_grad if had]
+        self.without = [handle for handle, had in self.program.had_grad if not had]
         before = {id(handle): had for handle, had in self.program.had_grad}
         self.changed = [(h, g) for h, g in self.kept if g is not None or before.get(id(h), True)]
         self.plans: dict[Any, Plan] = {}
@@ -119,8 +119,12 @@ class Captured:
 
     def valid(self) -> bool:
         """Whether everything that the capture depends on is as it was."""
-        if [handle._grad is not None for handle in self.with_grad] != self.had_grad:
-            return False
+        for handle in self.without:
+            if handle._grad is not None:
+                return False
+        for handle in self.with_grad:
+            if handle._grad is None:
+                return False
         return self.guard.holds()
 
     def graph(self) -> Graph:
@@ -159,7 +163,8 @@ def _wrap(panel: Any, value: Array, made: Node) -> Tensor:
     node = Node(INPUT, (), made.type, made.where)
     node.value = value
     # A value that depends on parameters has no history here: backward from it is an error.
-    node.needs_grad = node.released = made.needs_grad and not made.leaf
+    if made.needs_grad and not made.leaf:
+        node.needs_grad = node.released = True
     return Tensor(node, panel)
 
 
@@ -178,12 +183,9 @@ def is_array(value: Any) -> bool:
 
 
 def _host(value: Any) -> Array:
-    """The array of an argument, in C order."""
-    if type(value) is np.ndarray and value.flags.c_contiguous:
+    if type(value) is np.ndarray:
         return value
-    if isinstance(value, Tensor):
-        value = current_panel(value).observe(value)
-    return np.asarray(value, order="C")
+    return current_panel(value).observe(value) if isinstance(value, Tensor) else np.asarray(value)
 
 
 def replace(value: Any, change: Callable[[Any], Any]) -> Any:
