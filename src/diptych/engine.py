@@ -143,6 +143,8 @@ class Executable:
     """One native function for a graph. Where sizes of the graph are symbols, `at` gives the
     executable for sizes: the same code with other memory."""
 
+    lines: dict[int, int]  # what a caller knows of the lines of the graph, by id
+
     def __init__(self, graph: Graph, strides: Mapping[int, Shape], donated: dict[int, int]) -> None:
         start = time.perf_counter()
         target = host_target(config.cpu())
@@ -291,6 +293,8 @@ class LoopExecutable(Executable):
 
 class ReferenceExecutable:
     """The same graph on the reference device."""
+
+    lines: dict[int, int]
 
     def __init__(self, graph: Graph, donated: dict[int, int]) -> None:
         self.graph, self.donated = graph, donated

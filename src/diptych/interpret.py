@@ -26,11 +26,13 @@ def check_positions(op: Operator, inputs: Sequence[Node], values: Sequence[Any],
 
 
 def position_error(what: str, bad: int, size: int, at: Any) -> ValueRangeError:
-    return ValueRangeError(
+    error = ValueRangeError(
         f"a {what} lies from 0 to {size - 1}",
         f"{what} {bad}    ({at})",
         f"check the {what}s, or the number of classes",
     )
+    error.position, error.at = (what, bad, size), at  # type: ignore[attr-defined]
+    return error
 
 
 def run(graph: Graph, values: Sequence[Array]) -> list[Array]:

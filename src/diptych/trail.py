@@ -14,7 +14,7 @@ a piece takes it off the trail, to be keyed by a walk.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from sys import getrefcount
 from typing import Any
@@ -23,10 +23,10 @@ import numpy as np
 
 from diptych import engine
 from diptych.dtypes import DType, TensorType, as_dtype
-from diptych.graph.node import Node, Operator
+from diptych.graph.node import Node, Operator, Where
 
 Array = np.ndarray[Any, Any]
-BACKWARD, ASSIGN, DESCEND = object(), object(), object()  # calls that are no operators
+BACKWARD, ASSIGN, DESCEND, SETTLE = (object() for _ in range(4))  # calls that are no operators
 
 # What getrefcount says through map of what is in one list and nowhere else.
 DEAD = next(map(getrefcount, [object()]))
@@ -58,14 +58,110 @@ class Point(dict[Any, "Point"]):
         self.plan: Plan | None = None  # the last one, and the counts of references it was for
         self.counts: list[int] | None = None
 
+    def then(self, call: Any) -> Point:
+        """The point after a call whose result has no type."""
+        return self.get(call) or self.setdefault(call, Point())
+
 
 @dataclass
 class Backward:
-    """What a backward records: gradients of leaves as operators on what they read."""
+    """What a backward records: gradients of leaves as operators on what they read. All are numbers
+    of nodes but the operators."""
 
-    gradients: list[tuple[int, Operator, TensorType]]
+    leaves: list[int]
+    operators: list[Operator]
     reads: list[int]
     released: list[int]
+    one_dtype: bool | None = None
+
+
+class Bundle:
+    """The gradients of one backward, which become nodes and handles when somebody asks for one.
+
+    Mostly nobody does: the optimizer reads them at once, and they are forgotten. Until then the
+    bundle stands in the place of each.
+    """
+
+    __slots__ = (
+        "backward", "first", "inputs", "nodes", "owners", "piece", "slots", "updates", "where"
+    )  # fmt: skip
+
+    def __init__(self, piece: Piece, backward: Backward, owners: list[Any], where: Where) -> None:
+        self.piece, self.backward, self.owners, self.where = piece, backward, owners, where
+        self.nodes, self.slots = nodes, _ = piece.nodes, piece.slots
+        self.inputs = tuple([nodes[n] for n in backward.reads])
+        self.first = len(nodes)  # the number of the first gradient
+        self.updates: Sequence[Node] = ()  # fma(rate, gradient, p) for each
+        nodes += backward.leaves  # type: ignore[arg-type]  # their places are taken
+
+    def complete(self) -> list[Node]:
+        """The gradients as nodes."""
+        nodes, first = self.nodes, self.first
+        if not isinstance(nodes[first], Node):
+            operators = zip(self.backward.leaves, self.backward.operators)
+            for n, (leaf, op) in enumerate(operators, first):
+                node = Node(op, self.inputs, nodes[leaf].type, self.where)
+                node.pending = self.piece
+                nodes[n], self.slots[node] = node, n
+        for n, update in enumerate(self.updates, first):
+            if update.inputs:
+                update.inputs = (update.inputs[0], nodes[n], update.inputs[2])
+        return nodes[first : first + len(self.owners)]
+
+    def of_one_dtype(self) -> bool:
+        """Whether all gradients have one dtype."""
+        found = self.backward
+        if found.one_dtype is None:
+            found.one_dtype = len({self.nodes[n].type.dtype for n in found.leaves}) == 1
+        return found.one_dtype
+
+    def alive(self) -> bool:
+        """Whether it still is the gradient of anything."""
+        return any([owner._grad is self for owner in self.owners])
+
+
+class Piece:
+    """What one thread has recorded and not yet run."""
+
+    def __init__(self, root: Point, handle: Callable[[Node], Any]) -> None:
+        self.root, self.handle = root, handle
+        self.grad_enabled = True
+        self.at_boundary = False
+        self.clear()
+
+    def clear(self) -> None:
+        self.waiting: list[Any] = []  # handles, also those that nobody else holds any more
+        self.replaced: list[tuple[Node, Node]] = []  # (new value of a parameter, the old one)
+        self.held = 0  # bytes of arrays handed over
+        self.in_step = False  # gradients were taken
+        self.sites: list[Any] = []  # call sites of what waits
+        self.point: Point | None = self.root  # where on the trail, or None off it
+        self.nodes: list[Node] = []  # what was made and read, on the trail
+        self.slots: dict[Node, int] = {}  # their numbers
+        self.bundles: list[Bundle] = []
+
+    def complete(self) -> None:
+        """All that waits as nodes."""
+        for bundle in self.bundles:
+            bundle.complete()
+
+    def settle(self, bundle: Bundle) -> list[Any]:
+        """Give every owner a gradient of its own; returns these."""
+        made = [self.handle(node) for node in bundle.complete()]
+        self.bundles.remove(bundle)
+        self.waiting += made
+        if self.point is not None:
+            self.point = self.point.then((SETTLE, bundle.first))
+        for owner, gradient in zip(bundle.owners, made):
+            if owner is not None and owner._grad is bundle:
+                owner._grad = gradient
+        return made
+
+    def settle_alive(self) -> None:
+        """Settle what is not forgotten."""
+        for bundle in list(self.bundles):
+            if bundle.alive():
+                self.settle(bundle)
 
 
 @dataclass
@@ -74,7 +170,8 @@ class Made:
 
     executable: Any
     overwritten: list[int]
-    kinds: list[Any] = field(default_factory=list)
+    kinds: list[Any]
+    new: bool = True
 
 
 @dataclass

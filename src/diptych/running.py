@@ -1,0 +1,237 @@
+"""Running a piece of the dynamic panel: which values it has to give, which memory it may use again,
+and the native call that does it, by the piece's place on the trail or by a walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from sys import getrefcount
+from typing import Any
+
+import numpy as np
+
+from diptych import engine, interpret
+from diptych.engine import element_strides
+from diptych.errors import ValueRangeError
+from diptych.graph.node import Graph, Input, Node, Where, input_node, walk
+from diptych.trail import DEAD, Bundle, Made, Piece, Plan, Point, Trail, alive
+
+Array = np.ndarray[Any, Any]
+Replaced = list[tuple[Node, Node]]  # (new value of a parameter, the old one)
+INPUT = Input()
+SOLE = DEAD + 1  # references to what a list and its node hold
+
+
+class Runner:
+    """Executables by structure; the caller holds the panel's lock."""
+
+    def __init__(self, trail: Trail, others_wait: Callable[[], bool]) -> None:
+        self.trail, self.others_wait = trail, others_wait
+        self.cache: dict[Any, Any] = {}
+        self.device = "cpu"
+
+    def run(self, piece: Piece) -> None:
+        """Run what is waiting; every handle that is alive becomes an output."""
+        if not piece.waiting:
+            piece.clear()
+            return
+        if piece.bundles:
+            piece.settle_alive()
+        waiting, replaced = piece.waiting, piece.replaced
+        try:
+            point, nodes = piece.point, piece.nodes
+            if point is None:
+                outputs = self._outputs(piece)
+                piece.clear()
+                self._run_nodes(outputs, replaced)
+                return
+            counts = list(map(getrefcount, waiting))
+            if counts == point.counts:
+                plan = point.plan
+            else:
+                plan = self._plan(piece, point)
+                point.counts, point.plan = counts, plan
+            bundles = piece.bundles
+            piece.clear()
+            if plan is not None and plan.outputs:
+                self._run_plan(plan, nodes, bundles)
+        except BaseException:
+            piece.clear()
+            _restore(replaced)
+            raise
+
+    def _outputs(self, piece: Piece) -> list[Node]:
+        """Values that somebody may still ask for, by a look or by a backward."""
+        piece.complete()
+        found: dict[int, Node] = {}
+        for tensor, held in zip(piece.waiting, alive(piece.waiting)):
+            if held and tensor.node.value is None:
+                found[id(tensor.node)] = tensor.node
+        roots = list(found.values())
+        history = [n for n in roots if n.needs_grad and not n.leaf]
+        if history:  # what a later backward reads stays
+            for node in walk(history, stop=lambda n: n.value is not None or not n.needs_grad):
+                if node.value is None and node.needs_grad:
+                    found[id(node)] = node
+        return list(found.values())
+
+    # ---- by the place on the trail ---------------------------------------------------------
+
+    def _plan(self, piece: Piece, point: Point) -> Plan:
+        """How a piece that ends at this point is run, where these handles are alive."""
+        held = alive(piece.waiting)
+        found = point.plans.get(held)
+        if found is None:
+            outputs = self._outputs(piece)
+            leaves = [n for n in _order(outputs) if n.value is not None]
+            found = point.plans[held] = Plan(
+                [piece.slots[n] for n in outputs],
+                [piece.slots[n] for n in leaves],
+                _donors(outputs, leaves, piece.replaced),
+                [not n.needs_grad or n.leaf for n in outputs],
+            )
+        return found
+
+    def _run_plan(self, plan: Plan, nodes: list[Node], bundles: list[Bundle]) -> None:
+        inputs: list[Any] = [nodes[n].value for n in plan.inputs]
+        held = [] if self.others_wait() else list(map(getrefcount, inputs))
+        made = plan.last
+        if made is None or held != plan.held or plan.device != self.device:
+            made = plan.last = self._made(plan, nodes, bundles, held)
+            plan.held, plan.device = held, self.device
+        try:
+            results = made.executable.run(inputs)
+        except ValueRangeError as problem:
+            order = _order(_completed(plan, nodes, bundles))
+            raise _with_line(problem, made.executable, order) from None
+        if len(made.overwritten) < len(plan.donors):
+            _keep_order(results, inputs, plan.donors)
+        for n, value, ended, kind in zip(plan.outputs, results, plan.ended, made.kinds):
+            node = nodes[n]
+            node.value, node.pending, node.kind = value, None, kind
+            if ended:
+                node.op, node.inputs = INPUT, ()
+        for n in made.overwritten:
+            nodes[n].value = None
+        if made.new:  # from now on the kinds of the outputs are known
+            made.new = False
+            for k, (n, ended) in enumerate(zip(plan.outputs, plan.ended)):
+                made.kinds[k] = self.trail.kind_of(nodes[n]) if ended else None
+
+    def _made(self, plan: Plan, nodes: list[Node], bundles: list[Bundle], held: list[int]) -> Made:
+        """The executable of a plan where the inputs have these counts of references."""
+        donated = {o: n for o, n in plan.donors if held and held[n] == SOLE}
+        key = (tuple(donated.items()), self.device)
+        found = plan.made.get(key)
+        if found is None:
+            outputs = _completed(plan, nodes, bundles)
+            executable = self._executable(_order(outputs), outputs, donated)
+            overwritten = [plan.inputs[n] for n in donated.values()]
+            found = plan.made[key] = Made(executable, overwritten, [None] * len(outputs))
+        return found
+
+    # ---- by a walk, and compiling ----------------------------------------------------------
+
+    def _run_nodes(self, outputs: list[Node], replaced: Replaced) -> None:
+        if not outputs:
+            return
+        order = _order(outputs)
+        leaves = [n for n in order if n.value is not None]
+        inputs: list[Any] = [leaf.value for leaf in leaves]
+        held = [] if self.others_wait() else list(map(getrefcount, inputs))
+        donors = _donors(outputs, leaves, replaced)
+        donated = {o: n for o, n in donors if held and held[n] == SOLE}
+        executable = self._executable(order, outputs, donated)
+        try:
+            results = executable.run(inputs)
+        except ValueRangeError as problem:
+            raise _with_line(problem, executable, order) from None
+        _keep_order(results, inputs, donors)
+        for node, value in zip(outputs, results, strict=True):
+            node.value, node.pending = value, None
+            if not node.needs_grad or node.leaf:  # nobody differentiates through it any more
+                node.op, node.inputs = INPUT, ()
+        for n in donated.values():
+            leaves[n].value = None
+
+    def _executable(self, order: list[Node], outputs: list[Node], donated: dict[int, int]) -> Any:
+        """The native call for a piece, by its structure."""
+        number: dict[int, int] = {}
+        key: list[Any] = []
+        for n, node in enumerate(order):
+            number[id(node)] = n
+            if node.value is not None:
+                key.append((node.type, element_strides(node.value)))
+            else:
+                key.append((node.op, node.type, *[number[id(i)] for i in node.inputs]))
+        places = tuple([number[id(o)] for o in outputs])
+        full = (tuple(key), places, tuple(donated.items()), self.device)
+        found = self.cache.get(full)
+        if found is None:
+            found = self.cache[full] = self._compile(order, outputs, donated)
+        return found
+
+    def _compile(self, order: list[Node], outputs: list[Node], donated: dict[int, int]) -> Any:
+        """The piece as a graph with inputs of its own."""
+        new: dict[int, Node] = {}
+        lines: dict[int, int] = {}  # which call a line of the graph stands for
+        leaves = [n for n in order if n.value is not None]
+        for n, node in enumerate(order):
+            where = Where(*node.where)
+            lines[id(where)] = n
+            if node.value is not None:
+                new[id(node)] = input_node(node.type, node.label, where)
+            else:
+                inputs = tuple(new[id(i)] for i in node.inputs)
+                new[id(node)] = Node(node.op, inputs, node.type, where, label=node.label)
+        graph = Graph(tuple(new[id(leaf)] for leaf in leaves), tuple(new[id(o)] for o in outputs))
+        strides = {n: element_strides(leaf.value) for n, leaf in enumerate(leaves)}  # type: ignore[arg-type]
+        made = engine.compile(graph, self.device, strides, donated)
+        made.lines = lines
+        return made
+
+
+def _completed(plan: Plan, nodes: list[Node], bundles: list[Bundle]) -> list[Node]:
+    """The outputs of a plan, with all that they come from as nodes."""
+    for bundle in bundles:
+        bundle.complete()
+    return [nodes[n] for n in plan.outputs]
+
+
+def _with_line(problem: ValueRangeError, executable: Any, order: list[Node]) -> ValueRangeError:
+    """An error of a position that names the line of this run, not of the run that compiled."""
+    call = executable.lines.get(id(getattr(problem, "at", None)))
+    if call is None:
+        return problem
+    return interpret.position_error(*problem.position, order[call].where)  # type: ignore[attr-defined]
+
+
+def _restore(replaced: Replaced) -> None:
+    """After a failed run parameters have the values from before it."""
+    for new, old in reversed(replaced):
+        owner = None if new.owner is None else new.owner()
+        if owner is not None and owner.node is new and old.value is not None:
+            owner.bind(old, new.needs_grad)
+
+
+def _order(outputs: list[Node]) -> list[Node]:
+    """What outputs are computed from, down to what has a value."""
+    return walk(outputs, stop=lambda n: n.value is not None)
+
+
+def _keep_order(results: list[Any], inputs: list[Any], donors: list[tuple[int, int]]) -> None:
+    """New values of parameters lie in memory as the old ones do."""
+    for output, place in donors:
+        results[output] = engine.relaid(results[output], inputs[place])
+
+
+def _donors(outputs: list[Node], leaves: list[Node], replaced: Replaced) -> list[tuple[int, int]]:
+    """Outputs that may overwrite the old value of their parameter, and its place among the leaves;
+    not what a history that is alive reads."""
+    place = {id(leaf): n for n, leaf in enumerate(leaves)}
+    out = {id(o): n for n, o in enumerate(outputs)}
+    kept = set(map(id, _order([o for o in outputs if o.needs_grad and not o.leaf])))
+    return [
+        (out[id(new)], place[id(old)])
+        for new, old in replaced
+        if id(new) in out and id(old) in place and id(old) not in kept
+    ]
