@@ -17,10 +17,10 @@ from diptych.dtypes import DType, TensorType
 from diptych.errors import StartupError
 from diptych.generator import default_generator
 from diptych.graph.node import Input, Node, Operator, Where
-from diptych.graph.record import author_line, set_default
+from diptych.graph.record import LOCAL, author_line, set_default
 from diptych.ops.elementwise import Add, Fma, stop_gradient
 from diptych.running import INPUT, Runner
-from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
+from diptych.tensor import BINDS, Parameter, Tensor, TensorRecorder, set_default_panel
 from diptych.trail import (
     ASSIGN,
     BACKWARD,
@@ -87,7 +87,7 @@ class DynamicRecorder(TensorRecorder):
             piece = self.piece
         self.lock.acquire()  # `with` costs twice as much
         try:
-            if piece.at_boundary or len(piece.waiting) >= LIMIT:
+            if piece.at_boundary:
                 self.run(piece)
             slots, nodes, inputs, key = piece.slots, piece.nodes, [], [op]
             for operand in operands:
@@ -103,15 +103,13 @@ class DynamicRecorder(TensorRecorder):
                 key.append(False)  # type: ignore[arg-type]
             if piece.point is None:
                 return super().record(op, operands)
-            point, where = piece.point.get(tuple(key)), author_line()
+            point, where = piece.point.get(tuple(key)), LOCAL.line or author_line()
             if point is None or point.checks:
                 point = self._examined(piece, point, op, inputs, tuple(key), where)
-            if not piece.in_step:
-                if self.cuts or len(piece.sites) >= LOOP:
-                    if self._is_cut(piece, where, op, point.needs_grad):
-                        return self.record(op, operands)
-                else:
-                    piece.sites.append((where, op.name))
+            if (len(nodes) >= LOOP or self.cuts) and self._is_cut(
+                piece, where, op.name, point.needs_grad
+            ):
+                return self.record(op, operands)
             node = Node(op, tuple(inputs), point.type, where)  # type: ignore[arg-type]
             if point.needs_grad:
                 node.needs_grad = True
@@ -183,8 +181,9 @@ class DynamicRecorder(TensorRecorder):
             piece = self.piece
             if piece.at_boundary:
                 self.run(piece)
+            self._is_cut(piece, node.where, node.op.name, node.needs_grad)
             if not piece.in_step:
-                self._is_cut(piece, node.where, node.op, node.needs_grad)
+                piece.sites().append((node.where, node.op.name))
             piece.point = None
             node.pending = piece
             piece.waiting.append(tensor)
@@ -200,24 +199,24 @@ class DynamicRecorder(TensorRecorder):
         else:
             _UNCHECKED.add(node.op.name)
 
-    def _is_cut(self, piece: Piece, where: Where, op: Operator, needs_grad: bool) -> bool:
-        """Run what waits before this call, where a loop is cut.
+    def _is_cut(self, piece: Piece, where: Where, name: str, needs_grad: bool) -> bool:
+        """Run what waits before this call, where there is much or a loop is cut.
 
         A loop that never looks is cut where its calls repeat, from then on always at the same
         place. What follows a backward is a step, and is not cut.
         """
-        site, sites = (where, op.name), piece.sites
-        found = bool(self.cuts) and any(sites[-len(c) :] == c for c in self.cuts.get(site, ()))
-        enough = HISTORY if needs_grad else LOOP
-        if not found and len(sites) >= enough:
-            period = _period(sites[-enough:])
-            if period and sites[-period] == site:
-                self.cuts.setdefault(site, []).append(sites[-period:])
-                found = True
+        found = len(piece.waiting) >= LIMIT
+        if not found and not piece.in_step:
+            site, sites = (where, name), piece.sites()
+            found = any(sites[-len(c) :] == c for c in self.cuts.get(site, ()))
+            enough = HISTORY if needs_grad else LOOP
+            if not found and len(sites) >= enough:
+                period = _period(sites[-enough:])
+                if period and sites[-period] == site:
+                    self.cuts.setdefault(site, []).append(sites[-period:])
+                    found = True
         if found:
             self.run(piece)
-        else:
-            sites.append(site)
         return found
 
     def node_of(self, handle: Any) -> Node:
@@ -385,8 +384,10 @@ class DynamicRecorder(TensorRecorder):
             if not self._is_whole(piece, bundle, parameters):
                 super().descend(parameters, read)
                 return
-            rate = self.live_scalar(read, parameters[0].node.type.dtype).node
-            piece.point = piece.point.then((DESCEND, rate.kind, bundle.first))  # type: ignore[union-attr]
+            type, kind, numpy = self.trail.scalar(parameters[0].node.type.dtype)
+            rate = Node(INPUT, (), type)
+            rate.value = np.array(read(), numpy)
+            piece.point = piece.point.then((DESCEND, kind, bundle.first))  # type: ignore[union-attr]
             slots, nodes, replaced, where = piece.slots, piece.nodes, piece.replaced, author_line()
             slots[rate] = len(nodes)
             nodes.append(rate)
@@ -414,7 +415,7 @@ class DynamicRecorder(TensorRecorder):
             and not bundle.updates
             and len(bundle.owners) == len(parameters)
             and all(map(is_, bundle.owners, parameters))
-            and None not in [slots.get(p.node) for p in parameters]
+            and (piece.binds == BINDS[0] or None not in [slots.get(p.node) for p in parameters])
             and bundle.of_one_dtype()
         )
 

@@ -20,6 +20,7 @@ from diptych.ops import contract, elementwise, functions, indexing, reduce, shap
 from diptych.ops.base import host_array, need_float
 
 Array = np.ndarray[Any, Any]
+BINDS = [0]  # how often a parameter took a node as its value
 
 
 class TensorRecorder(Recorder):
@@ -451,6 +452,7 @@ class Parameter(Tensor):
         node.leaf, node.needs_grad, node.kind = True, trainable, None
         node.owner = weakref.ref(self)
         self.node = node
+        BINDS[0] += 1
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Parameter, (np.array(self.numpy()), self.trainable, self.name, self.order)

@@ -24,6 +24,7 @@ import numpy as np
 from diptych import engine
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.graph.node import Node, Operator, Where
+from diptych.tensor import BINDS
 
 Array = np.ndarray[Any, Any]
 BACKWARD, ASSIGN, DESCEND, SETTLE = (object() for _ in range(4))  # calls that are no operators
@@ -134,11 +135,20 @@ class Piece:
         self.replaced: list[tuple[Node, Node]] = []  # (new value of a parameter, the old one)
         self.held = 0  # bytes of arrays handed over
         self.in_step = False  # gradients were taken
-        self.sites: list[Any] = []  # call sites of what waits
+        self.binds = BINDS[0]
         self.point: Point | None = self.root  # where on the trail, or None off it
         self.nodes: list[Node] = []  # what was made and read, on the trail
         self.slots: dict[Node, int] = {}  # their numbers
         self.bundles: list[Bundle] = []
+        self._sites: list[Any] = []
+        self._listed = 0
+
+    def sites(self) -> list[Any]:
+        """Call sites of what waits, (line, operator) each."""
+        new = self.nodes[self._listed :]
+        self._listed = len(self.nodes)
+        self._sites += [(n.where, n.op.name) for n in new if n.value is None]
+        return self._sites
 
     def complete(self) -> None:
         """All that waits as nodes."""

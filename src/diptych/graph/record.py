@@ -54,16 +54,16 @@ class GraphRecorder(Recorder):
         types = [o.type for o in operands]
         type = op.infer(*types)
         needs = type.dtype.is_float and any(o.needs_grad for o in operands) and op.flows(*types)
-        return Node(op, tuple(operands), type, _local.where, needs_grad=needs)
+        return Node(op, tuple(operands), type, LOCAL.where, needs_grad=needs)
 
     def scalar(self, value: float, dtype: DType) -> Node:
-        return constant_node(value, dtype, _local.where)
+        return constant_node(value, dtype, LOCAL.where)
 
     def array(self, value: np.ndarray[Any, Any]) -> Node:
-        return constant_node(value, as_dtype(value.dtype), _local.where)
+        return constant_node(value, as_dtype(value.dtype), LOCAL.where)
 
     def live_scalar(self, read: Callable[[], float], dtype: DType) -> Node:
-        return constant_node(read(), dtype, _local.where)
+        return constant_node(read(), dtype, LOCAL.where)
 
     def random_state(self) -> Node:
         raise NotImplementedError("random operators take their state from a panel's recorder")
@@ -76,13 +76,13 @@ class _Local(threading.local):
         self.line: Where | None = None  # the author's, where it is known without a look
 
 
-_local = _Local()
+LOCAL = _Local()
 _default: list[Recorder] = [GraphRecorder()]
 
 
 def current() -> Recorder:
     """The recorder of this thread."""
-    stack = _local.stack
+    stack = LOCAL.stack
     return stack[-1] if stack else _default[0]
 
 
@@ -93,11 +93,11 @@ def set_default(recorder: Recorder) -> None:
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    _local.stack.append(recorder)
+    LOCAL.stack.append(recorder)
     try:
         yield
     finally:
-        _local.stack.pop()
+        LOCAL.stack.pop()
 
 
 GRAPH = GraphRecorder()
@@ -106,14 +106,14 @@ GRAPH = GraphRecorder()
 @contextmanager
 def origin(where: Where) -> Iterator[None]:
     """Record plain nodes that carry the line `where`."""
-    before = _local.where
-    _local.where = where
-    _local.stack.append(GRAPH)
+    before = LOCAL.where
+    LOCAL.where = where
+    LOCAL.stack.append(GRAPH)
     try:
         yield
     finally:
-        _local.stack.pop()
-        _local.where = before
+        LOCAL.stack.pop()
+        LOCAL.where = before
 
 
 _places: dict[tuple[int, int], tuple[CodeType, Where]] = {}  # by code and instruction
@@ -121,7 +121,7 @@ _places: dict[tuple[int, int], tuple[CodeType, Where]] = {}  # by code and instr
 
 def author_line() -> Where:
     """The nearest line outside this package; the same object for the same instruction."""
-    known = _local.line
+    known = LOCAL.line
     if known is not None:
         return known
     frame = errors.author_frame()
@@ -140,10 +140,10 @@ def entered(own: bool) -> Where | None:
     Below code of this package that calls no code of the author, all lines are one: that of the
     call. Hand what this returns to `left` at the end.
     """
-    before = _local.line
-    _local.line = None if not own else author_line()
+    before = LOCAL.line
+    LOCAL.line = None if not own else author_line()
     return before
 
 
 def left(before: Where | None) -> None:
-    _local.line = before
+    LOCAL.line = before

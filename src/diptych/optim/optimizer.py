@@ -45,13 +45,9 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         panel = current_panel(self.parameters[0])
-        line = entered(self._own)
-        try:
-            parameters = panel.with_gradients(self.parameters)
-            if not self.at_once(panel, parameters):
-                self._one_by_one(panel, parameters)
-        finally:
-            left(line)
+        parameters = panel.with_gradients(self.parameters)
+        if not self.at_once(panel, parameters):
+            self._one_by_one(panel, parameters)
         panel.boundary()
 
     def at_once(self, panel: TensorRecorder, parameters: list[Parameter]) -> bool:
@@ -60,6 +56,7 @@ class Optimizer(ABC):
 
     def _one_by_one(self, panel: TensorRecorder, parameters: list[Parameter]) -> None:
         before, panel.grad_enabled = panel.grad_enabled, False
+        line = entered(self._own)
         try:
             self._rates: dict[DType, Tensor] = {}
             self.before_step()
@@ -69,6 +66,7 @@ class Optimizer(ABC):
                 self.update(parameter, grad)
             self._rates = {}
         finally:
+            left(line)
             panel.grad_enabled = before
 
     def slots(self) -> dict[str, Parameter]:
