@@ -103,9 +103,10 @@ def test_adam_follows_its_formula_in_f64():
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_scan_has_the_bits_of_the_loader_loop(name, dropout):
-    images = rng.integers(0, 17, (101, 20)).astype(np.uint8)
-    dataset = dp.data.ArrayDataset(images, rng.integers(0, 10, 101), scale=16.0, shift=-0.5)
+@pytest.mark.parametrize("rows", [101, 103])  # the last batch smaller, and larger, than its number
+def test_scan_has_the_bits_of_the_loader_loop(name, dropout, rows):
+    images = rng.integers(0, 17, (rows, 20)).astype(np.uint8)
+    dataset = dp.data.ArrayDataset(images, rng.integers(0, 10, rows), scale=16.0, shift=-0.5)
 
     def run(mode):
         dp.manual_seed(5)
@@ -134,3 +135,21 @@ def test_scan_has_the_bits_of_the_loader_loop(name, dropout):
         assert run("scan") == expected
     finally:
         dp.use_device("cpu")
+
+
+def test_scan_says_what_it_cannot_take():
+    images, labels = np.ones((10, 3), np.float32), np.zeros(10, np.int64)
+    per_row = dp.compile(lambda x, y: x.sum(1))
+    with pytest.raises(dp.DiptychError, match="one shape in every step"):
+        dp.scan(per_row, dp.data.DataLoader(dp.data.arrays(images, labels), 4))
+    with pytest.raises(dp.DiptychError, match="a DataLoader of arrays"):
+        dp.scan(per_row, [images])
+
+
+def test_scan_of_another_data_set_of_the_same_length():
+    """Scale and types are part of what is compiled, whatever the identity of the data set."""
+    images, labels = np.full((6, 3), 10, np.uint8), np.zeros(6, np.int64)
+    step = dp.compile(lambda x, y: x.sum())
+    for scale in (1.0, 2.0, 5.0):
+        loader = dp.data.DataLoader(dp.data.arrays(images, labels, scale), 2)
+        assert dp.scan(step, loader)[0].tolist() == [60 / scale] * 3

@@ -10,7 +10,7 @@ import numpy as np
 from diptych import engine
 from diptych.dtypes import TensorType, as_dtype, i64
 from diptych.engine import element_strides
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, ShapeError
 from diptych.generator import default_generator
 from diptych.graph.node import Graph, Node, input_node
 from diptych.graph.record import GRAPH, recording
@@ -35,6 +35,10 @@ def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
             "scan takes a compiled step", f"{step!r}", "dp.scan(dp.compile(step), ...)"
         )
     function, runs = step.function, step.scans
+    if not hasattr(getattr(loader, "dataset", None), "arrays"):
+        raise DiptychError(
+            "scan takes a DataLoader of arrays", f"{loader!r}", "DataLoader(data.arrays(x, y), 16)"
+        )
     arrays = loader.dataset.arrays()
     order = np.ascontiguousarray(loader.order(loader.epoch), np.int64)
     loader.epoch += 1
@@ -44,7 +48,18 @@ def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
         results.append(_run(function, runs, loader, arrays, order, loader.batch_size, whole))
     if rest and not loader.drop_last:
         results.append(_run(function, runs, loader, arrays, order[-rest:], rest, 1))
-    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+    return [_joined(parts) for parts in zip(*results, strict=True)]
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """A result of all steps, the last batch's among them."""
+    if len({p.shape[1:] for p in parts}) > 1:
+        raise ShapeError(
+            "a result of a scanned step has one shape in every step",
+            f"{list(parts[0].shape[1:])}, and {list(parts[1].shape[1:])} in the last batch",
+            "return a mean or a sum, or pass drop_last=True to the loader",
+        )
+    return np.concatenate(parts)
 
 
 def _run(
@@ -56,10 +71,12 @@ def _run(
     batch: int,
     steps: int,
 ) -> list[Array]:
-    key = (batch, steps == 1, len(order), id(loader.dataset))
+    dataset = loader.dataset
+    types = tuple([(a.shape, a.dtype) for a in arrays])
+    key = (batch, steps == 1, len(order), types, float(dataset.scale), float(dataset.shift))
     found = runs.get(key)
     if found is None or not found.capture.valid():
-        found = runs[key] = Scanned(function, loader.dataset, arrays, len(order), batch)
+        found = runs[key] = Scanned(function, dataset, arrays, len(order), batch)
     return found.run(arrays, order, steps)
 
 
@@ -79,6 +96,7 @@ class Scanned:
             for a, b in zip(arrays, dataset[np.arange(1)], strict=True)
         ]
         self.capture = Captured(function, tuple(sample), {})
+        self.batch = batch
         program = self.capture.program
         if any(grad is not None for _, grad in self.capture.kept):
             raise DiptychError(
@@ -135,7 +153,7 @@ class Scanned:
         key = (panel.device, strides)
         found = self.executables.get(key)
         if found is None:
-            place_of = (0, len(order) // steps, random)
+            place_of = (0, self.batch, random)
             if panel.device == "reference":
                 found = engine.ReferenceLoop(self.graph, donated, *place_of)
             else:
