@@ -122,6 +122,40 @@ def test_missing_unknown_and_misshapen_feeds():
     check(caught, line, "'nothing'", "linear")
 
 
+def test_feeds_and_fetches_that_are_not_what_run_takes(tmp_path):
+    made, out = program()
+    executor = dp.Executor()
+    executor.run(made.startup)
+    for feed, fetch in (([X], [out]), ({"x": X}, out), ({"x": X}, "linear")):
+        with pytest.raises(FeedError) as caught:
+            line = following()
+            executor.run(made, feed, fetch)
+        check(caught, line, "a list of what to fetch")
+    with pytest.raises(FeedError) as caught:
+        line = following()
+        dp.save(made, tmp_path / "m", ["x"], out)
+    check(caught, line, "are lists")
+    with pytest.raises(FeedError) as caught:
+        line = following()
+        dp.save(nn.Linear(2, 2), tmp_path / "m", ["x"], [out])
+    check(caught, line, "is a program")
+
+
+def test_placeholders_of_odd_sizes():
+    with dp.Program():
+        assert dp.data("a", [np.int64(3), None, -1, "M", 4]).shape[0] == 3
+        assert str(dp.data("b", None).type) == "f32[N]"
+        for shape in ([2.5], [-2], [[3]]):
+            with pytest.raises(ShapeError) as caught:
+                line = following()
+                dp.data("c", shape)
+            check(caught, line, "a size is")
+        with pytest.raises(FeedError) as caught:
+            line = following()
+            dp.data(5, [2])
+        check(caught, line, "5")
+
+
 def test_use_before_startup():
     made, out = program()
     with pytest.raises(StartupError) as caught:

@@ -73,6 +73,16 @@ def prune(
     program: Program, inputs: Sequence[str | Tensor], outputs: Sequence[str | Tensor]
 ) -> Pruned:
     """The part of a program between inputs and outputs, with the present weights."""
+    if not isinstance(program, Program):
+        raise FeedError(
+            "what is saved is a program", f"{type(program).__name__}", "dp.Program(), or save_state"
+        )
+    if isinstance(inputs, str | Tensor) or isinstance(outputs, str | Tensor):
+        raise FeedError(
+            "the inputs and outputs of a saved program are lists",
+            f"{type(inputs).__name__} and {type(outputs).__name__}",
+            "dp.save(program, path, ['image'], [scores])",
+        )
     names = [i if isinstance(i, str) else i.node.label for i in inputs]
     roots = [program.target(o) for o in outputs]
     if not roots:

@@ -69,6 +69,12 @@ class Executor:
             return []
         if not hasattr(program, "target"):
             raise FeedError("run takes a program", f"{type(program).__name__}", "dp.Program()")
+        if isinstance(fetch, str | Tensor) or not isinstance(feed or {}, Mapping):
+            raise FeedError(
+                "run takes a dict of arrays by name, and a list of what to fetch",
+                f"feed is a {type(feed).__name__}, fetch a {type(fetch).__name__}",
+                "executor.run(program, feed={'x': array}, fetch=[loss])",
+            )
         if watch is None:
             return self._plan(program, fetch).run({} if feed is None else feed)
         wanted = [program.target(f) for f in fetch]
@@ -206,7 +212,7 @@ class Plan:
         if unknown:
             raise FeedError(
                 "a feed names a placeholder of the program",
-                f"unknown {sorted(unknown)}",
+                f"unknown {sorted(map(str, unknown))}",
                 f"the program has {sorted(self.program.feeds)}",
             )
         values, sizes = self._feed_values(feed)

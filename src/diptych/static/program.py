@@ -14,7 +14,7 @@ from diptych.errors import FeedError, FrozenValueError, ObservedWhileRecording, 
 from diptych.generator import default_generator
 from diptych.graph.node import Input, Node, constant_node, input_node, walk
 from diptych.graph.record import author_line, current, recording
-from diptych.ops.base import Composite
+from diptych.ops.base import Composite, whole
 from diptych.ops.elementwise import stop_gradient
 from diptych.static.executor import Executor, Feed, Startup, Trace
 from diptych.tensor import Parameter, Tensor, TensorRecorder, default_panel
@@ -271,16 +271,27 @@ def data(name: str, shape: Sequence[int | str | None], dtype: Any = "f32") -> Te
         )
     if name in program.feeds:
         raise FeedError("a placeholder has a name of its own", f"{name!r} twice", "rename one")
-    dims = tuple(
-        d if isinstance(d, int) and d >= 0 else Dim.symbol(d if isinstance(d, str) else f"N{n}")
-        for n, d in enumerate(shape)
-    )
-    dims = tuple(Dim.symbol("N") if d == Dim.symbol("N0") else d for d in dims)
+    if not isinstance(name, str):
+        raise FeedError(
+            "a placeholder is called by a text", repr(name), "data('image', [None, 784])"
+        )
+    listed = shape if isinstance(shape, list | tuple) else [shape]
+    dims = tuple(_dimension(d, n) for n, d in enumerate(listed))
     node = input_node(TensorType(dims, as_dtype(dtype)), name, author_line())
     node.needs_grad = node.type.dtype.is_float  # partials may be asked of any node
     program.feeds[name] = Feed(name, node)
     program.names[name] = node
     return Tensor(node, program)
+
+
+def _dimension(size: Any, axis: int) -> Any:
+    """A size, or a symbol where it is None, -1 or a name."""
+    if isinstance(size, str):
+        return Dim.symbol(size)
+    number = None if size is None else whole(size, "a size", -1)
+    if number in (None, -1):
+        return Dim.symbol(f"N{axis}" if axis else "N")
+    return number
 
 
 def _present_grad(handle: Tensor) -> Array:
