@@ -64,6 +64,7 @@ def test_a_folder_that_is_not_there_is_said_before_training(tmp_path, capsys, fl
     assert run("digits", flag, tmp_path / "none" / "x") == 1
     said = capsys.readouterr()
     assert "epoch" not in said.out and "MissingFileError" in said.err
+    assert "test_cli.py" not in said.err  # the caller of the command line has no line
     assert run("digits", "--epochs", -1) == 1
 
 

@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = options.run(options)
         return code
     except DiptychError as problem:
-        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
+        facts = problem.facts.partition("    (")[0]  # no line of this program is the caller's
+        lines = [f"{type(problem).__name__}: {problem.rule}", f"  got  {facts}"]
+        print("\n".join([*lines, f"  try  {problem.cure}"]), file=sys.stderr)
         return 1
 
 
@@ -92,11 +94,6 @@ def run_digits(options: argparse.Namespace) -> int:
     hashes = {r["weights_sha256"] for r in results.values()}
     identical = len(hashes) == 1
     show(results, identical)
-    if options.save and model is not None:
-        save_model(model, train.features, options.save)
-        print(f"saved {options.save}; try: diptych predict {options.save} IMAGE.png")
-    if train.name == "digits":
-        print("for MNIST: diptych digits --data mnist")
     if options.json:
         report = {
             "data": train.name,
@@ -106,6 +103,11 @@ def run_digits(options: argparse.Namespace) -> int:
             "device": options.device, "modes": results, "identical": identical,
         }  # fmt: skip
         write_whole(options.json, (json.dumps(report, indent=2) + "\n").encode())
+    if options.save and model is not None:
+        save_model(model, train.features, options.save)
+        print(f"saved {options.save}; try: diptych predict {options.save} IMAGE.png")
+    if train.name == "digits":
+        print("for MNIST: diptych digits --data mnist")
     return 0 if identical else 1
 
 
