@@ -11,6 +11,7 @@ from diptych import engine
 from diptych.cli import main
 from diptych.data import digits
 from diptych.data.images import read_digit
+from diptych.errors import FileFormatError
 
 
 def run(*arguments):
@@ -118,6 +119,26 @@ def read_digit_of(picture, folder):
     path = folder / "plain.png"
     picture.save(path)
     return read_digit(path, 784)
+
+
+def test_a_photograph_is_turned_as_the_camera_was_held(tmp_path):
+    upright = Image.new("L", (40, 60), 255)
+    upright.paste(0, (18, 10, 22, 50))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter to the right to look at it
+    upright.rotate(90, expand=True).save(tmp_path / "x.png", exif=exif)
+    upright.save(tmp_path / "y.png")
+    turned, notes = read_digit(tmp_path / "x.png", 784)
+    expected, _ = read_digit(tmp_path / "y.png", 784)
+    assert (turned == expected).all() and "turned as the camera was held" in notes
+
+
+def test_pixels_that_are_no_numbers(tmp_path):
+    values = np.zeros((9, 9), np.float32)
+    values[4, 4] = np.nan
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    with pytest.raises(FileFormatError, match="no numbers"):
+        read_digit(tmp_path / "x.tiff", 64)
 
 
 def test_a_transparent_picture_is_drawn_on_white(tmp_path):

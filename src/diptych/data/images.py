@@ -12,6 +12,7 @@ from diptych.errors import FileFormatError, MissingExtraError, MissingFileError,
 
 Array = np.ndarray[Any, Any]
 INK = 0.2  # share of the darkest ink above which a pixel belongs to the digit
+ORIENTATION = 0x0112  # the EXIF tag
 MNIST_WIDTH, MNIST_BOX = 28, 20
 
 
@@ -42,7 +43,7 @@ def read_digit(path: Path, pixels: int) -> tuple[Array, list[str]]:
 def _grey(path: Path) -> tuple[Array, list[str]]:
     """Luminance from 0 (black) to 1 (white)."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as problem:
         raise MissingExtraError(
             "reading pictures needs Pillow", "it is not installed", "pip install diptych[image]"
@@ -50,10 +51,15 @@ def _grey(path: Path) -> tuple[Array, list[str]]:
     if not path.is_file():
         raise MissingFileError("the file is not there", f"{path}", "check the path")
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
             notes = [] if image.mode == "L" else [f"from {image.mode}"]
+            if opened.getexif().get(ORIENTATION, 1) != 1:
+                notes.append("turned as the camera was held")
             if image.mode in ("I", "I;16", "F"):
                 values = np.asarray(image, np.float64)
+                if not np.isfinite(values).all():
+                    raise ValueError("pixels that are no numbers")
                 return values / max(float(values.max()), 1.0), notes
             whole = image.convert("RGBA")
             flat = Image.new("RGBA", whole.size, (255, 255, 255, 255))
