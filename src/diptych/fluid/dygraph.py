@@ -357,5 +357,4 @@ def load_dygraph(
     optimizer = None
     if os.path.exists(path + ".pdopt"):
         optimizer = files.load(Path(path + ".pdopt"))
-        optimizer.pop(NAMES_KEY, None)
     return parameters, optimizer

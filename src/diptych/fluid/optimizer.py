@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -154,8 +155,56 @@ class Optimizer:
     def current_step_lr(self) -> float:
         return self.learning_rate
 
+    accumulators: ClassVar[dict[str, str]] = {}  # by the kind of a slot: Paddle's name
+    betas: tuple[float, ...] = ()
+
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.inner is None else self.inner.state_dict()
+        """Dygraph: the accumulators as arrays, `linear_0.w_0_moment1_0`; none before minimize."""
+        if self.inner is None:
+            return {}
+        state = self.inner.state_dict()
+        found = {}
+        for slot, name in self._names(state).items():
+            found[name] = state[slot]
+            for n, beta in enumerate(self.betas):  # Paddle is one step ahead, and keeps one each
+                power = np.array([state[f"power.{n}"] * beta], np.float32)
+                found[f"{name.rpartition('_moment')[0]}_beta{n + 1}_pow_acc_0"] = power
+        return found
+
+    def set_dict(self, state: Mapping[str, Any]) -> None:
+        """Dygraph: take a state_dict, of 1.8.5 or of ours, and go on from there."""
+        if self.inner is None:
+            self._make([v.tensor for v in self.parameter_list or () if v.tensor.trainable])
+        self.inner.make_slots()
+        own = self.inner.state_dict()
+        for slot, name in self._names(own).items():
+            if name not in state:
+                raise RuntimeError(f"optimizer variable {name} not found in the state")
+            own[slot] = np.asarray(state[name])
+            for n, beta in enumerate(self.betas):
+                power = state[f"{name.rpartition('_moment')[0]}_beta{n + 1}_pow_acc_0"]
+                own[f"power.{n}"] = np.asarray(_power(beta, np.asarray(power).item()), np.float64)
+        self.inner.load_state_dict(own)
+
+    def _names(self, slots: Iterable[str]) -> dict[str, str]:
+        """Paddle's names of the slots of parameters."""
+        names = [v.name for v in self.parameter_list or () if v.tensor.trainable]
+        split = [(slot, *slot.split(".")) for slot in slots if slot.count(".") == 1]
+        return {
+            slot: f"{names[int(place)]}_{self.accumulators[kind]}_0"
+            for slot, kind, place in split
+            if kind in self.accumulators
+        }
+
+
+def _power(beta: float, kept: float) -> float:
+    """beta^t as a running product in f64, from what a file has: beta^(t + 1), rounded to f32."""
+    if not 0.0 < beta < 1.0 or kept <= 0.0:
+        return 0.0
+    power = 1.0
+    for _ in range(round(math.log(kept) / math.log(beta)) - 1):
+        power *= beta
+    return power
 
 
 class SGD(Optimizer):
@@ -169,6 +218,8 @@ class SGD(Optimizer):
 class Momentum(Optimizer):
     """v <- momentum * v + grad; param <- param - rate * v, or with Nesterov
     param - rate * (grad + momentum * v)."""
+
+    accumulators: ClassVar = {"velocity": "velocity"}
 
     def __init__(
         self,
@@ -191,6 +242,8 @@ class Momentum(Optimizer):
 class Adam(Optimizer):
     """Kingma and Ba (2015), with epsilon beside sqrt(v)."""
 
+    accumulators: ClassVar = {"m": "moment1", "v": "moment2"}
+
     def __init__(
         self,
         learning_rate: float = 0.001,
@@ -207,7 +260,7 @@ class Adam(Optimizer):
         self.betas, self.epsilon = (beta1, beta2), epsilon
 
     def make(self, parameters: Sequence[dp.Parameter]) -> Any:
-        return _Adam(parameters, self.learning_rate, self.betas, self.epsilon)
+        return _Adam(parameters, self.learning_rate, (self.betas[0], self.betas[1]), self.epsilon)
 
 
 SGDOptimizer, MomentumOptimizer, AdamOptimizer = SGD, Momentum, Adam
