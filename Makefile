@@ -7,7 +7,7 @@ BIN = .venv/bin
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: demo test check verify-math
+.PHONY: demo test check verify-math bench
 demo: .venv/ready
 	$(BIN)/python -m diptych digits --mode all --epochs 5 --seed 0
 
@@ -22,3 +22,8 @@ check: .venv/ready
 
 verify-math: .venv/ready
 	$(BIN)/python scripts/verify_math.py
+
+# PEERS: a folder of virtual environments, torch, jax, ort, tf; BENCH: names of workloads;
+# MORE: --quick, --cpu, --data FOLDER, --seed FOLDER
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench.py $(BENCH) $(if $(PEERS),--peers $(PEERS)) $(MORE)

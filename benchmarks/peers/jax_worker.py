@@ -1,0 +1,78 @@
+"""JAX: a jitted step, and a scan over the epoch, which is its fastest form."""
+
+import sys
+
+import workloads as given
+
+given.pin(int(sys.argv[1]))  # before XLA counts the processors
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from workloads import Case  # noqa: E402
+
+
+def loss_of(parameters, images, labels):
+    hidden = images
+    for weight, bias in zip(parameters[0:-2:2], parameters[1:-2:2]):
+        hidden = jax.nn.relu(hidden @ weight + bias)
+    logits = jax.nn.log_softmax(hidden @ parameters[-2] + parameters[-1])
+    return -jnp.mean(jnp.take_along_axis(logits, labels[:, None], 1))
+
+
+def train(parameters, batch):
+    loss, gradients = jax.value_and_grad(loss_of)(parameters, *batch)
+    pairs = zip(parameters, gradients)
+    return [p - given.LEARNING_RATE * g for p, g in pairs], loss
+
+
+def data(workload):
+    images, labels = given.batches(workload)
+    parameters = [jnp.asarray(a) for a in given.weights(given.MLP[workload][1])]
+    return jnp.asarray(images), jnp.asarray(labels.astype(np.int32)), parameters
+
+
+def jit_step(workload):
+    images, labels, parameters = data(workload)
+    batches = list(zip(images, labels))
+    fast = jax.jit(train, donate_argnums=0)
+    state = [parameters, None]
+
+    def step(n):
+        state[:] = fast(state[0], batches[n % len(batches)])
+        return state[1]
+
+    check = given.loss_after(step)
+    return Case(step, lambda: jax.block_until_ready(state), check=check)
+
+
+def scan(workload):
+    images, labels, parameters = data(workload)
+    epoch = jax.jit(lambda p, batches: jax.lax.scan(train, p, batches))
+    losses = epoch(parameters, (images, labels))[1]
+
+    def call(_):
+        jax.block_until_ready(epoch(parameters, (images, labels)))
+
+    return Case(call, steps=len(images), check=float(losses[given.CHECKED - 1]))
+
+
+def inference(_):
+    parameters = [jnp.asarray(a) for a in given.weights(given.MLP["mlp16"][1])]
+    images = list(given.batches("null1")[0])
+
+    @jax.jit
+    def model(x):
+        for weight, bias in zip(parameters[0:-2:2], parameters[1:-2:2]):
+            x = jax.nn.relu(x @ weight + bias)
+        return x @ parameters[-2] + parameters[-1]
+
+    def call(n):
+        return np.asarray(model(images[n % len(images)]))
+
+    return Case(call, check=float(call(0).sum()))
+
+
+if __name__ == "__main__":
+    cases = {"jit_step": jit_step, "scan": scan, "inference": inference}
+    given.serve(cases, {"jax": jax.__version__, "numpy": np.__version__}, lambda n: None)
