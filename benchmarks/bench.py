@@ -46,7 +46,8 @@ def main():
     os.environ.update({"DIPTYCH_DATA": str(options.data.resolve())} if options.data else {})
     console = Console(width=None if os.isatty(1) else 170)
     pythons = driver.pythons(options.peers)
-    workers, processes = driver.Workers(pythons), Processes(pythons, options.seed)
+    workers = driver.Workers(pythons)
+    processes = Processes(pythons, options.seed, (1,) if options.quick else (1, 2))
     results, problems, grown = {}, [], []
     for workload in options.workloads:
         begin = time.perf_counter()

@@ -8,6 +8,7 @@ import argparse
 import statistics
 import time
 from array import array
+from itertools import pairwise
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def recorded(options):
     """The executable of one epoch of the network, and the inputs of its last call."""
     widths = [int(w) for w in options.widths.split(",")]
     layers = []
-    for given, made in zip(widths, widths[1:]):
+    for given, made in pairwise(widths):
         layers += [nn.Linear(given, made), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
     optimizer = optim.SGD(model.parameters(), lr=0.001)

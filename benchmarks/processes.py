@@ -14,8 +14,8 @@ ACCURACY = 0.85  # of the digit job after two epochs, below which the work was n
 class Processes:
     """Runs `fresh.py` with the interpreters of the peers; each answer is microseconds."""
 
-    def __init__(self, pythons, seed_folder):
-        self.pythons, self.seed_folder = pythons, seed_folder
+    def __init__(self, pythons, seed_folder, threads):
+        self.pythons, self.seed_folder, self.threads = pythons, seed_folder, threads
         self.failures, self.accuracies = [], {}
 
     def sides(self, workload):
@@ -30,7 +30,7 @@ class Processes:
                 made[f"{peer}/cold/2"] = lambda peer=peer: self._first(peer, False)
                 made[f"{peer}/warm/2"] = lambda peer=peer: self._first(peer, True)
         if workload == "job" and os.environ.get("DIPTYCH_DATA"):
-            for threads in (1, 2):
+            for threads in self.threads:
                 made[f"diptych/scan/{threads}"] = self._job("diptych", "job_scan", threads)
                 made[f"diptych/dynamic/{threads}"] = self._job("diptych", "job_dynamic", threads)
                 if jax:
