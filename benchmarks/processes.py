@@ -46,6 +46,9 @@ class Processes:
         """As Workers.compare, for the sides of this file."""
         sides = self.sides(workload)
         found = {name: {"check": None, "rounds": []} for name in sides}
+        if workload in ("import", "start"):  # the first one writes Python's own compiled files
+            for run in sides.values():
+                run()
         for _ in range(rounds if sides else 0):
             for name, run in sides.items():
                 try:
@@ -57,6 +60,7 @@ class Processes:
 
     def _fresh(self, peer, name, threads=2, **variables):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **variables}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled
         if peer == "diptych":
             environment["DIPTYCH_THREADS"] = str(threads)
         else:

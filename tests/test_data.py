@@ -18,10 +18,10 @@ import diptych as dp
 from diptych import data
 from diptych.data import unpacked
 from diptych.data.download import download
-from diptych.data.mnist import FILES, mnist
+from diptych.data.idx import FILES, mnist
 from diptych.errors import FileFormatError, MissingFileError
 
-mnist_module = sys.modules["diptych.data.mnist"]
+mnist_module = sys.modules["diptych.data.idx"]
 
 
 class Squares:

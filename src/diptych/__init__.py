@@ -1,15 +1,15 @@
 """diptych: dynamic and static computation graphs, two panels on one hinge, the same bits."""
 
 import sys as _sys
+from importlib import import_module as _import
 from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from diptych import data, nn, optim
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, set_eager, use_device
 from diptych.errors import DiptychError
-from diptych.formats.library import export_library
-from diptych.formats.program import load, save
-from diptych.formats.state import load_state, save_state
 from diptych.generator import manual_seed
 from diptych.ops.base import composite as operator
 from diptych.ops.contract import contract, matmul
@@ -79,7 +79,30 @@ from diptych.runtime.threads import set_threads, threads
 from diptych.static import Executor, Program, compile, scan
 from diptych.static import data as placeholder
 from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
-from diptych.view import Drawing, draw
+
+if _TYPE_CHECKING:
+    from diptych.formats.library import export_library
+    from diptych.formats.program import load, save
+    from diptych.formats.state import load_state, save_state
+    from diptych.view import Drawing, draw
+
+# What few programs use is imported when it is asked for: name -> part.
+_LATER = {
+    "Drawing": "view.draw", "draw": "view.draw", "export_library": "formats.library",
+    "load": "formats.program", "load_state": "formats.state", "save": "formats.program",
+    "save_state": "formats.state",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_import(f"diptych.{_LATER[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
 
 
 class _DataModule(_ModuleType):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from diptych.errors import DiptychError
 
@@ -40,17 +39,15 @@ def cpu() -> str:
     return os.environ.get("DIPTYCH_CPU", "native")
 
 
-def cache_folder() -> Path | None:
+def cache_folder() -> str | None:
     """DIPTYCH_CACHE, by default diptych under the user's cache folder; empty for none."""
     text = os.environ.get("DIPTYCH_CACHE")
     if text == "":
         return None
-    if text:
-        return Path(text)
-    return data_folder() / "code"
+    return text or os.path.join(data_folder(), "code")
 
 
-def data_folder() -> Path:
+def data_folder() -> str:
     """diptych under the user's cache folder, where data sets and code are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "diptych"
+    return os.path.join(base, "diptych")

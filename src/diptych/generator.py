@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import sys
 import threading
 
@@ -10,7 +10,7 @@ import threading
 def drawn_seed(what: str) -> int:
     """A seed for something that was given none, said on the error stream so that the run can be
     repeated."""
-    seed = secrets.randbits(31)
+    seed = int.from_bytes(os.urandom(4)) >> 1
     print(f"diptych: {what} got the seed {seed}; give it to repeat this run", file=sys.stderr)
     return seed
 

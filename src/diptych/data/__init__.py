@@ -1,8 +1,21 @@
 """Data sets and loaders."""
 
+from typing import TYPE_CHECKING, Any
+
 from diptych.data.datasets import ArrayDataset, arrays, digits
 from diptych.data.loader import DataLoader
-from diptych.data.mnist import mnist
 from diptych.philox import permutation
 
+if TYPE_CHECKING:
+    from diptych.data.idx import mnist
+
 __all__ = ["ArrayDataset", "DataLoader", "arrays", "digits", "mnist", "permutation"]
+
+
+def __getattr__(name: str) -> Any:
+    """What reads from the network is imported when it is asked for: it takes long."""
+    if name != "mnist":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from diptych.data.idx import mnist
+
+    return mnist

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from importlib.resources import files
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -65,8 +64,7 @@ class ArrayDataset:
 
 def digits(split: str = "train") -> ArrayDataset:
     """The 1,797 digits of 8 x 8 pixels that come with the package: train 1,437, test 360."""
-    raw = files("diptych.data").joinpath("files/digits.npz").read_bytes()
-    with np.load(BytesIO(raw)) as arrays:
+    with np.load(os.path.join(os.path.dirname(__file__), "files", "digits.npz")) as arrays:
         images, labels = arrays["images"], arrays["labels"].astype(np.int64)
     part = {"train": slice(0, DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None), "all": slice(None)}[
         check_split(split)

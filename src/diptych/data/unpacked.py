@@ -57,7 +57,7 @@ def keep(packed: Path, checksum: str, data: bytes) -> None:
 
 
 def _places(packed: Path, checksum: str) -> tuple[Path, Path]:
-    folder = config.data_folder() / WHAT
+    folder = Path(config.data_folder()) / WHAT
     name = f"{packed.stem}-{checksum[:16]}"
     return folder / name, folder / f"{name}.json"
 

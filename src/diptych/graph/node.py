@@ -40,6 +40,7 @@ class Source:
     at: Callable[..., Expr]
 
 
+@dataclass(frozen=True)
 class Operator(ABC):
     """A primitive: four rules and typed attributes (the dataclass fields of the subclass)."""
 
@@ -71,7 +72,7 @@ class Operator(ABC):
         return True
 
     def attributes(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 class Leaf(Operator):

@@ -28,8 +28,13 @@ OperatorClass = TypeVar("OperatorClass", bound=type[Operator])
 
 @dataclass_transform(frozen_default=True)
 def primitive(cls: OperatorClass) -> OperatorClass:
-    """Class decorator: a frozen dataclass that the text form can find by name."""
-    made = dataclass(frozen=True)(cls)
+    """Class decorator: a frozen dataclass that the text form can find by name.
+
+    One without attributes of its own has the methods of its base, which is a dataclass as well:
+    making them for each would take half the time of importing diptych.
+    """
+    own = [a for a in cls.__annotations__.values() if not a.startswith("ClassVar")]
+    made = dataclass(frozen=True)(cls) if own else cls
     ALL[made.name] = made
     return made  # type: ignore[return-value]
 
@@ -181,6 +186,9 @@ class Composite(Operator):
     operator: CompositeOperator
     values: tuple[Any, ...]
     name: ClassVar[str] = "composite"
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.operator.name)

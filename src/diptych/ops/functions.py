@@ -11,7 +11,7 @@ from diptych.dtypes import TensorType, as_dtype
 from diptych.graph.node import Node
 from diptych.kernel import expr as k
 from diptych.kernel import math as kernel_math
-from diptych.kernel import power, trigonometry
+from diptych.kernel import trigonometry
 from diptych.kernel.expr import Expr
 from diptych.ops.base import (
     Handle,
@@ -268,6 +268,8 @@ class Pow(Elementwise):
         return inputs[0].dtype
 
     def scalar(self, *x: Expr) -> Expr:
+        from diptych.kernel import power  # its constants are exact fractions, made when imported
+
         return power.pow(*x)
 
     def reference(self, *inputs: Array) -> Array:

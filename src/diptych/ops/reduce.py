@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ def ordered_sum(terms: Array) -> Array:
     return sums[0] if len(sums) == 1 else ordered_sum(np.stack(sums))
 
 
+@dataclass(frozen=True)
 class Reduction(Operator):
     """Over `axes` (ascending) as one list, lexicographic; without those axes in the result."""
 
@@ -94,7 +96,6 @@ class Reduction(Operator):
 class Sum(Reduction):
     """Integers wrap; floats by rule 4."""
 
-    axes: tuple[int, ...]
     name: ClassVar[str] = "sum"
     kind = "sum"
 
@@ -109,7 +110,6 @@ class Sum(Reduction):
 class Prod(Reduction):
     """Left to right. The cotangent multiplies the others: product of those before and after."""
 
-    axes: tuple[int, ...]
     name: ClassVar[str] = "prod"
     kind = "prod"
 
@@ -171,7 +171,6 @@ class Extreme(Reduction):
 
 @primitive
 class Max(Extreme):
-    axes: tuple[int, ...]
     name: ClassVar[str] = "max"
     kind = "max"
 
@@ -184,7 +183,6 @@ class Max(Extreme):
 
 @primitive
 class Min(Extreme):
-    axes: tuple[int, ...]
     name: ClassVar[str] = "min"
     kind = "min"
 
@@ -232,7 +230,6 @@ class ArgExtreme(Reduction):
 
 @primitive
 class Argmax(ArgExtreme):
-    axes: tuple[int, ...]
     name: ClassVar[str] = "argmax"
     kind = "argmax"
 
@@ -242,7 +239,6 @@ class Argmax(ArgExtreme):
 
 @primitive
 class Argmin(ArgExtreme):
-    axes: tuple[int, ...]
     name: ClassVar[str] = "argmin"
     kind = "argmin"
 
@@ -262,7 +258,6 @@ class Truth(Reduction):
 
 @primitive
 class Any_(Truth):
-    axes: tuple[int, ...]
     name: ClassVar[str] = "any"
     kind = "any"
 
@@ -272,7 +267,6 @@ class Any_(Truth):
 
 @primitive
 class All_(Truth):
-    axes: tuple[int, ...]
     name: ClassVar[str] = "all"
     kind = "all"
 

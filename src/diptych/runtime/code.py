@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from diptych import config
@@ -17,6 +16,13 @@ from diptych.runtime.files import write_whole
 _lock = threading.Lock()
 _serial = 0
 MAGIC = b"diptych object 1\n"
+
+
+def sha256(data: bytes) -> bytes:
+    """A digest; hashlib is imported with the first compile, for it loads OpenSSL."""
+    import hashlib
+
+    return hashlib.sha256(data).digest()
 
 
 @lru_cache(maxsize=1)
@@ -75,8 +81,8 @@ def cached_object(text: str, target: Target) -> tuple[bytes, bool]:
     if folder is None:
         return object_code(text, target), True
     versions = f"{_llvm().llvm_version_info} {target}\n"
-    key = hashlib.sha256((versions + text).encode()).hexdigest()
-    path = folder / key[:2] / f"{key}.o"
+    key = sha256((versions + text).encode()).hex()
+    path = os.path.join(folder, key[:2], f"{key}.o")
     found = _read(path)
     if found is not None:
         return found, False
@@ -85,10 +91,11 @@ def cached_object(text: str, target: Target) -> tuple[bytes, bool]:
     return made, True
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: str) -> bytes | None:
     """A whole entry of the cache, or None where it is missing or damaged."""
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError:
         return None
     head, digest, body = (
@@ -96,14 +103,14 @@ def _read(path: Path) -> bytes | None:
         data[len(MAGIC) : len(MAGIC) + 32],
         data[len(MAGIC) + 32 :],
     )
-    return body if head == MAGIC and hashlib.sha256(body).digest() == digest else None
+    return body if head == MAGIC and sha256(body) == digest else None
 
 
-def _write(path: Path, body: bytes) -> None:
+def _write(path: str, body: bytes) -> None:
     """A cache that cannot be written (no rights, disk full) only costs time."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, MAGIC + hashlib.sha256(body).digest() + body)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_whole(path, MAGIC + sha256(body) + body, flush=False)  # the digest tells what is lost
     except OSError:
         return
 

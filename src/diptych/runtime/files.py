@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
+import threading
 
 from diptych.errors import UnwritableFileError
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, then rename over it."""
+def write_whole(path: str | os.PathLike[str], data: bytes, flush: bool = True) -> None:
+    """Write beside the target, by default flush to disk, then rename over it."""
     try:
-        _write(path, data)
+        _write(os.fspath(path), data, flush)
     except OSError as problem:
         raise UnwritableFileError(
             "a file is written whole or not at all",
@@ -21,15 +20,18 @@ def write_whole(path: Path, data: bytes) -> None:
         ) from problem
 
 
-def _write(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def _write(path: str, data: bytes, flush: bool) -> None:
+    folder, name = os.path.split(path)
+    own = f".{name}.{os.getpid()}-{threading.get_native_id()}"
+    temporary = os.path.join(folder, own)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        if os.path.exists(temporary):
+            os.unlink(temporary)
         raise

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +34,6 @@ OPAQUE = (*PLAIN, ModuleType, Tensor, np.ndarray)  # what nothing is reached thr
 LIBRARY = ("<frozen ", os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(np.__file__)))
 MANY = 256  # elements of a container that are looked at
 LARGE = 1 << 20  # bytes of an array that are compared line by line
-_Drawn = np.random.Generator | np.random.RandomState | random.Random
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,14 @@ def _watched(value: Any) -> Any:
     return mark(value) if isinstance(value, (*PLAIN, *CONTAINERS)) else 0
 
 
+def _is_generator(value: Any) -> bool:
+    """Of Python or numpy; where their modules are not imported yet there is none."""
+    python, numpys = (sys.modules.get(name) for name in ("random", "numpy.random"))
+    return (python is not None and isinstance(value, python.Random)) or (
+        numpys is not None and isinstance(value, numpys.Generator | numpys.RandomState)
+    )
+
+
 def _short(value: Any) -> Any:
     return (type(value), repr(value)) if isinstance(value, PLAIN) else id(value)
 
@@ -105,7 +111,7 @@ class Reached:
             self._queue += [value.__func__, value.__self__]
         elif isinstance(value, FunctionType):
             self._function(value)
-        elif isinstance(value, _Drawn):
+        elif _is_generator(value):
             self.generators.append(value)
         elif isinstance(value, list | tuple | set):
             self._queue.extend(list(value)[:MANY])
@@ -309,6 +315,8 @@ class Watch:
         return [_watched(p.read()) for p in self.places]
 
     def _random(self) -> list[Any]:
+        import random  # with numpy's, at the first capture: who imports diptych may need neither
+
         state: Any = np.random.get_state(legacy=False)
         inner = state["state"]
         marks: list[Any] = [hash(random.getstate())]

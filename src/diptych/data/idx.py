@@ -71,7 +71,7 @@ def _folder(
     mirrors: Sequence[str],
     checksums: Mapping[str, str],
 ) -> Path:
-    cache = config.data_folder() / "mnist"
+    cache = Path(config.data_folder()) / "mnist"
     places = [Path(given)] if given is not None else []
     if given is None:
         named = os.environ.get("DIPTYCH_DATA")
