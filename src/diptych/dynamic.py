@@ -110,7 +110,7 @@ class DynamicRecorder(TensorRecorder):
                 piece, where, op.name, point.needs_grad
             ):
                 return self.record(op, operands)
-            node = Node(op, tuple(inputs), point.type, where)  # type: ignore[arg-type]
+            node = Node(op, tuple(inputs), point.type, where)
             if point.needs_grad:
                 node.needs_grad = True
             tensor = Tensor(node, self)
@@ -449,7 +449,7 @@ class DynamicRecorder(TensorRecorder):
         return self.runner.cache
 
     @property
-    def device(self) -> str:  # type: ignore[override]
+    def device(self) -> str:
         return self.runner.device
 
     @device.setter

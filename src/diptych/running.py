@@ -202,7 +202,8 @@ def _with_line(problem: ValueRangeError, executable: Any, order: list[Node]) -> 
     call = executable.lines.get(id(getattr(problem, "at", None)))
     if call is None:
         return problem
-    return interpret.position_error(*problem.position, order[call].where)  # type: ignore[attr-defined]
+    what, bad, size = problem.position  # type: ignore[attr-defined]
+    return interpret.position_error(what, bad, size, order[call].where)
 
 
 def _restore(replaced: Replaced) -> None:

@@ -168,7 +168,7 @@ class Tensor(Operand):
 
         Who has it holds the value's memory, which is then not written again.
         """
-        return np.asarray(memoryview(current_panel(self).observe(self)).toreadonly())
+        return np.asarray(memoryview(current_panel(self).observe(self)).toreadonly())  # type: ignore[arg-type]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         value = self.numpy()

@@ -4,8 +4,9 @@ Workers are Python threads that spend their life in one native call (the interpr
 released there). Work is published in one 64-bit ticket, generation << 32 | front << 16 | back: the
 caller claims chunks from the front and workers from the back, by compare-and-exchange, so that what
 was read of the description belongs to the generation of the chunk. Claiming from two ends lets a
-thread meet the same part of a weight in every kernel and step, where its caches have it. Workers spin for some microseconds, then sleep on a condition.
-Which thread computes a chunk cannot change a bit, for chunks divide outputs and never a sum.
+thread meet the same part of a weight in every kernel and step, where its caches have it. Workers
+spin for some microseconds, then sleep on a condition. Which thread computes a chunk cannot change a
+bit, for chunks divide outputs and never a sum.
 """
 
 from __future__ import annotations

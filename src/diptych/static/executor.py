@@ -94,7 +94,7 @@ class Executor:
         if found is None:  # the fetches are kept, so that nothing else gets their ids
             plan = self._plan_of_nodes(program, [program.target(f) for f in fetch])
             found = plans[key] = (plan, tuple(fetch))
-        return found[0]  # type: ignore[no-any-return]
+        return found[0]
 
     def trace(self, program: Program, feed: Mapping[str, Any] | None = None) -> Trace:
         """Run, and show every value beside the line that made it."""
@@ -113,7 +113,7 @@ class Executor:
         found = plans.get(key)
         if found is None:
             found = plans[key] = (Plan(program, wanted, self.device), ())
-        return found[0]  # type: ignore[no-any-return]
+        return found[0]
 
 
 def _visible(program: Program, wanted: Sequence[Node]) -> list[Node]:
