@@ -7,7 +7,7 @@ import pytest
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych import nn
+from diptych import nn, optim
 from diptych.errors import (
     DeviceError,
     DtypeError,
@@ -326,11 +326,25 @@ def test_backward_twice_and_from_nothing():
         lambda x: dp.bernoulli(1.5, (2,)),
         lambda x: dp.normal((2,), 0.0, -1.0),
         lambda x: dp.tensor([1, 2], requires_grad=True),
+        lambda x: dp.grad(dp.sin, 3)(x),
+        lambda x: dp.grad(lambda x: 3.0)(x),
+        lambda x: setattr(x, "grad", x[0]),
+        lambda x: setattr(x, "grad", 3),
+        lambda x: nn.Linear(2.5, 2),
+        lambda x: optim.SGD([x], 0.1),
+        lambda x: optim.SGD(nn.Linear(2, 2).weight, 0.1),
+        lambda x: optim.SGD(nn.Linear(2, 2).parameters(), 0.1, momentum=-1),
+        lambda x: optim.SGD(nn.Linear(2, 2).parameters(), 0.1, nesterov=True),
+        lambda x: optim.Adam(nn.Linear(2, 2).parameters(), betas=(1.0, 0.9)),
+        lambda x: optim.AdamW(nn.Linear(2, 2).parameters(), weight_decay="a"),
+        lambda x: optim.StepLR(optim.SGD(nn.Linear(2, 2).parameters(), 0.1), 0),
+        lambda x: optim.CosineLR(optim.SGD(nn.Linear(2, 2).parameters(), 0.1), 0),
     ],
 )
 def test_bad_calls_are_errors_of_diptych(call):
-    with pytest.raises(dp.DiptychError, match=r"\(test_errors\.py:\d+\)"):
+    with pytest.raises(dp.DiptychError, match=r"\(test_errors\.py:\d+\)") as caught:
         call(dp.tensor(X))
+    assert len(str(caught.value).splitlines()) == 3
 
 
 def test_every_error_has_a_rule_the_facts_and_a_cure():

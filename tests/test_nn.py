@@ -258,3 +258,15 @@ def test_layers_in_a_list_are_found():
     names = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
     assert [n for n, _ in model.named_parameters()] == names
     assert repr(model).splitlines()[1] == "  (layers.0): Linear(3 -> 3)"
+
+
+def test_modules_take_what_their_forward_takes():
+    class Scaled(nn.Module):
+        def forward(self, x, *, by=1.0):
+            return x * by
+
+    assert Scaled()(dp.tensor(2.0), by=3.0).item() == 6.0
+    for layer in (nn.ReLU(), nn.Linear(2, 2), nn.Sequential(nn.ReLU())):
+        with pytest.raises(TypeError, match="takes 2 positional arguments but 3"):
+            layer(dp.tensor([1.0, 2.0]), 5)
+    assert optim.clip_grad_norm_([], 1.0).item() == 0.0

@@ -52,6 +52,7 @@ class DiptychError(Exception):
     """Base of all errors raised on purpose; `rule`, `facts` and `cure` are the three lines."""
 
     def __init__(self, rule: str, facts: str = "", cure: str = "") -> None:
+        facts = facts.replace("\n", " ")
         self.rule, self.facts, self.cure = rule, facts, cure
         lines = [rule]
         file, line = author_line()

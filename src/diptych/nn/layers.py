@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from diptych.errors import ShapeError, ValueRangeError
+from diptych.errors import ValueRangeError
 from diptych.nn import init
 from diptych.nn.module import Module
 from diptych.ops import contract, functions, losses, random, shape
+from diptych.ops.base import whole
 from diptych.tensor import Parameter
 
 
@@ -20,19 +21,15 @@ class Linear(Module):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        if in_features < 1 or out_features < 1:
-            raise ShapeError(
-                "a linear layer has features on both sides",
-                f"Linear({in_features}, {out_features})",
-                "nn.Linear(784, 100)",
-            )
+        in_features = whole(in_features, "the number of features", 1)
+        out_features = whole(out_features, "the number of features", 1)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(init.kaiming_uniform((out_features, in_features)), order="C")
         bound = 1.0 / math.sqrt(in_features)
         self.bias = Parameter(init.uniform((out_features,), -bound, bound)) if bias else None
 
-    def forward(self, *inputs: Any) -> Any:
-        return contract.linear(inputs[0], self.weight, self.bias)
+    def forward(self, x: Any) -> Any:
+        return contract.linear(x, self.weight, self.bias)
 
     def describe(self) -> str:
         return f"{self.in_features} -> {self.out_features}" + (
@@ -43,22 +40,22 @@ class Linear(Module):
 class ReLU(Module):
     """max(x, 0)."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return losses.relu(inputs[0])
+    def forward(self, x: Any) -> Any:
+        return losses.relu(x)
 
 
 class Tanh(Module):
     """tanh(x)."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return functions.tanh(inputs[0])
+    def forward(self, x: Any) -> Any:
+        return functions.tanh(x)
 
 
 class Sigmoid(Module):
     """1 / (1 + exp(-x))."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return functions.sigmoid(inputs[0])
+    def forward(self, x: Any) -> Any:
+        return functions.sigmoid(x)
 
 
 class LeakyReLU(Module):
@@ -67,8 +64,8 @@ class LeakyReLU(Module):
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = negative_slope
 
-    def forward(self, *inputs: Any) -> Any:
-        return losses.leaky_relu(inputs[0], negative_slope=self.negative_slope)
+    def forward(self, x: Any) -> Any:
+        return losses.leaky_relu(x, negative_slope=self.negative_slope)
 
     def describe(self) -> str:
         return str(self.negative_slope)
@@ -80,8 +77,8 @@ class ELU(Module):
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
 
-    def forward(self, *inputs: Any) -> Any:
-        return losses.elu(inputs[0], alpha=self.alpha)
+    def forward(self, x: Any) -> Any:
+        return losses.elu(x, alpha=self.alpha)
 
     def describe(self) -> str:
         return str(self.alpha)
@@ -90,43 +87,43 @@ class ELU(Module):
 class Softplus(Module):
     """max(x, 0) + log1p(exp(-|x|))."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return losses.softplus(inputs[0])
+    def forward(self, x: Any) -> Any:
+        return losses.softplus(x)
 
 
 class LogSoftmax(Module):
     """s - log(sum(exp(s))) along the last axis, s = x - max(x)."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return losses.log_softmax(inputs[0])
+    def forward(self, x: Any) -> Any:
+        return losses.log_softmax(x)
 
 
 class Identity(Module):
     """x."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return inputs[0]
+    def forward(self, x: Any) -> Any:
+        return x
 
 
 class GELU(Module):
     """x * (0.5 * (1 + erf(x / sqrt(2))))."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return losses.gelu(inputs[0])
+    def forward(self, x: Any) -> Any:
+        return losses.gelu(x)
 
 
 class SiLU(Module):
     """x * sigmoid(x)."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return losses.silu(inputs[0])
+    def forward(self, x: Any) -> Any:
+        return losses.silu(x)
 
 
 class Softmax(Module):
     """exp(x - max) / sum along the last axis."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return losses.softmax(inputs[0])
+    def forward(self, x: Any) -> Any:
+        return losses.softmax(x)
 
 
 class Dropout(Module):
@@ -137,8 +134,8 @@ class Dropout(Module):
             raise ValueRangeError("a dropout probability lies from 0 to 1", f"p={p}", "e.g. 0.5")
         self.p = p
 
-    def forward(self, *inputs: Any) -> Any:
-        return random.dropout(inputs[0], self.p, self.training)
+    def forward(self, x: Any) -> Any:
+        return random.dropout(x, self.p, self.training)
 
     def describe(self) -> str:
         return str(self.p)
@@ -147,8 +144,8 @@ class Dropout(Module):
 class Flatten(Module):
     """(n, ...) -> (n, features)."""
 
-    def forward(self, *inputs: Any) -> Any:
-        return shape.flatten(inputs[0], 1)
+    def forward(self, x: Any) -> Any:
+        return shape.flatten(x, 1)
 
 
 class Sequential(Module):
@@ -172,8 +169,7 @@ class Sequential(Module):
         setattr(self, str(len(self)), module)
         return self
 
-    def forward(self, *inputs: Any) -> Any:
-        (x,) = inputs
+    def forward(self, x: Any) -> Any:
         parts = vars(self).values() if type(self).__iter__ is Sequential.__iter__ else self
         for value in list(parts):
             if isinstance(value, Module):

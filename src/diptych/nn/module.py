@@ -36,17 +36,17 @@ class Module:
         cls._own = cls.__module__.startswith("diptych.")
         cls._direct = cls._own and cls.__call__ is Module.__call__
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         raise DiptychError(
             "a module says what it computes in forward",
             f"{type(self).__name__} has none",
             "def forward(self, x): ...",
         )
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         before = entered(self._own)
         try:
-            return self.forward(*inputs)
+            return self.forward(*inputs, **named)
         finally:
             left(before)
 

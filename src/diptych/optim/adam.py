@@ -38,6 +38,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, lr)
+        self._check(eps=eps, weight_decay=weight_decay)
+        self._check(0.0, 1.0, beta1=betas[0], beta2=betas[1])
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.powers: list[Parameter] = []
         self.moments: dict[int, tuple[Parameter, Parameter]] = {}

@@ -15,7 +15,7 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> Tensor:
     order, of sum(g * g))."""
     with no_grad():
         listed = list(parameters)
-        panel = current_panel(listed[0])
+        panel = current_panel(listed[0] if listed else None)
         grads = [(p, g) for p in listed if (g := panel.get_grad(p)) is not None]
         total: Tensor | None = None
         for _, g in grads:

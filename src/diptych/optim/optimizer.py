@@ -27,16 +27,33 @@ class Optimizer(ABC):
         cls._own = cls.__module__.startswith("diptych.")
 
     def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
-        self.parameters = list(parameters)
+        self.parameters = [] if isinstance(parameters, Tensor) else list(parameters)
         self.lr = lr
         if not self.parameters:
             raise DiptychError(
-                "an optimizer needs parameters", "an empty list", "pass model.parameters()"
+                "an optimizer needs parameters",
+                f"a {type(parameters).__name__} without any",
+                "pass model.parameters()",
+            )
+        wrong = [p for p in self.parameters if not isinstance(p, Parameter)]
+        if wrong:
+            raise DiptychError(
+                "an optimizer takes parameters", f"a {type(wrong[0]).__name__}", "make it a dp.Parameter"
             )
         if not isinstance(lr, int | float) or not lr >= 0:
             raise DiptychError(
                 "a learning rate is a number, and not negative", f"{lr!r}", "e.g. lr=0.1"
             )
+
+    def _check(self, low: float = 0.0, high: float = float("inf"), **settings: float) -> None:
+        """Settings are numbers from `low` to below `high`."""
+        for name, value in settings.items():
+            if not isinstance(value, int | float) or not low <= value < high:
+                raise DiptychError(
+                    f"{name} is a number from {low} to below {high}",
+                    f"{name}={value!r}",
+                    f"check the arguments of {type(self).__name__}",
+                )
 
     @abstractmethod
     def update(self, parameter: Parameter, grad: Tensor) -> None:

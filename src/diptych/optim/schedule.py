@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 
 from diptych.errors import FrozenValueError
+from diptych.ops.base import whole
 from diptych.optim.optimizer import Optimizer
 from diptych.tensor import current_panel, default_panel
 
@@ -36,7 +37,7 @@ class StepLR(Schedule):
     """base * gamma ** (count // every)."""
 
     def __init__(self, optimizer: Optimizer, every: int, gamma: float = 0.1) -> None:
-        self.every, self.gamma = every, gamma
+        self.every, self.gamma = whole(every, "the number of steps", 1), gamma
         super().__init__(optimizer)
 
     def rate(self, count: int) -> float:
@@ -47,7 +48,7 @@ class CosineLR(Schedule):
     """low + (base - low) * (1 + cos(pi * min(count, total) / total)) / 2."""
 
     def __init__(self, optimizer: Optimizer, total: int, low: float = 0.0) -> None:
-        self.total, self.low = total, low
+        self.total, self.low = whole(total, "the number of steps", 1), low
         super().__init__(optimizer)
 
     def rate(self, count: int) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from diptych.errors import DiptychError
 from diptych.ops.elementwise import add, fma
 from diptych.optim.optimizer import Optimizer
 from diptych.tensor import Parameter, Tensor, TensorRecorder
@@ -27,6 +28,11 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ) -> None:
         super().__init__(parameters, lr)
+        self._check(momentum=momentum, weight_decay=weight_decay)
+        if nesterov and not momentum:
+            raise DiptychError(
+                "nesterov is a kind of momentum", f"momentum={momentum}", "e.g. momentum=0.9"
+            )
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.velocity: dict[int, Parameter] = {}
 
