@@ -38,7 +38,9 @@ class Optimizer(ABC):
         wrong = [p for p in self.parameters if not isinstance(p, Parameter)]
         if wrong:
             raise DiptychError(
-                "an optimizer takes parameters", f"a {type(wrong[0]).__name__}", "make it a dp.Parameter"
+                "an optimizer takes parameters",
+                f"a {type(wrong[0]).__name__}",
+                "make it a dp.Parameter",
             )
         if not isinstance(lr, int | float) or not lr >= 0:
             raise DiptychError(
