@@ -524,9 +524,15 @@ def test_a_failed_save_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     Path("home").mkdir()
     Path("file").write_text("in the way")
-    with pytest.raises(UnwritableFileError, match=r"Not a directory.*diptych-rescue"):
-        files.write(Path("file/model/weights"), b"trained")
-    assert rescued(".") == {"weights": b"trained"}
+    files.MAPPED[:] = [("/data", "file")]
+    with fluid.dygraph.guard():
+        weights = Network().state_dict()
+        with pytest.raises(UnwritableFileError, match=r"Not a directory.*diptych-rescue") as caught:
+            fluid.save_dygraph(weights, "/data/model/network")
+    assert f"--map /data/model/network={tmp_path}/home/network SCRIPT" in str(caught.value)
+    files.MAPPED.clear()
+    fluid.save_dygraph(weights, "network")
+    assert rescued(".") == {"network.pdparams": Path("network.pdparams").read_bytes()}
 
 
 @pytest.mark.parametrize("full", [["model"], ["model", "diptych-rescue"]])

@@ -341,7 +341,8 @@ def save_dygraph(state_dict: Mapping[str, Any], model_path: str) -> None:
     content: dict[str, Any] = dict(arrays)
     content[NAMES_KEY] = {n: v.name for n, v in state_dict.items() if isinstance(v, VarBase)}
     path = files.mapped(model_path)
-    files.write(Path(f"{path}{'.pdparams' if weights else '.pdopt'}"), files.dump(content))
+    name = f"{path.name}{'.pdparams' if weights else '.pdopt'}"
+    files.write_all(path.parent, {name: files.dump(content)}, str(model_path))
 
 
 def load_dygraph(

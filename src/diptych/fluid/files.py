@@ -32,14 +32,10 @@ def mapped(path: Any) -> Path:
     return Path(text)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write one file as `write_all` does."""
-    write_all(path.parent, {path.name: data})
-
-
-def write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files whole. Where one cannot be, all of them go into a folder `diptych-rescue` here,
-    at home, or where temporary files are, and then it raises: trained weights are never lost."""
+def write_all(folder: Path, contents: Mapping[str, bytes], path: str) -> None:
+    """Write files whole; `path` is what the script calls the place. Where one cannot be written,
+    all of them go into a folder `diptych-rescue-...` here, at home, or where temporary files are,
+    and then it raises: trained weights are never lost."""
     try:
         _write_into(folder, contents)
     except OSError as problem:
@@ -47,7 +43,7 @@ def write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
         raise UnwritableFileError(
             "a model is saved where the script says",
             f"{folder} cannot be written ({_reason(problem)}); all of it is in {rescue} instead",
-            f"diptych fluid --map {folder}=FOLDER SCRIPT",
+            f"diptych fluid --map {path}={Path.home() / Path(path).name} SCRIPT",
         ) from problem
 
 

@@ -56,7 +56,7 @@ def save_inference_model(
         weights = {params_filename: b"".join(weights[n] for n in sorted(weights))}
     if program_only:
         weights = {}
-    files.write_all(folder, {**weights, model_filename or "__model__": model})
+    files.write_all(folder, {**weights, model_filename or "__model__": model}, str(dirname))
     return [v.name for v in scaled]
 
 
