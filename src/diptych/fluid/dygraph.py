@@ -20,6 +20,7 @@ from diptych.fluid.framework import STATE, Arithmetic, Helper, Program, UniqueNa
 from diptych.fluid.initializer import Constant, Xavier
 from diptych.fluid.layers import initialiser
 from diptych.fluid.operators import fluid_linear
+from diptych.fluid.optimizer import clear
 
 Array = np.ndarray[Any, Any]
 NAMES_KEY = "StructuredToParameterName@@"
@@ -57,10 +58,9 @@ class VarBase(Arithmetic):
         tensor = self.tensor
         if tensor.node.released or not tensor.requires_grad:
             return
-        known = [p.tensor for p in _tracer().parameters]
-        before = [(p, grad) for p in known if (grad := p.grad) is not None]
-        for p, _ in before:
-            p.grad = None
+        known = dp.PANEL.with_gradients([p.tensor for p in _tracer().parameters])
+        before = [(p, p.grad) for p in known]
+        dp.PANEL.forget(known)
         seed = None if tensor.shape in ((1,), ()) else np.ones(self.shape, np.float32)
         tensor.backward(seed, retain_graph)
         for p, grad in before:
@@ -186,7 +186,7 @@ def to_variable(value: Any, name: str | None = None, zero_copy: bool | None = No
         return value
     if not isinstance(value, np.ndarray):
         raise TypeError(f"to_variable takes a numpy.ndarray, not {type(value).__name__}")
-    return VarBase(dp.tensor(value), name or "")
+    return VarBase(dp.PANEL.array(value), name or "")
 
 
 class Layer:
@@ -270,8 +270,7 @@ class Layer:
     load_dict = set_dict
 
     def clear_gradients(self) -> None:
-        for parameter in self.parameters():
-            parameter.clear_gradient()
+        clear(self.parameters())
 
     def train(self) -> None:
         self._mode(True)

@@ -206,17 +206,13 @@ class Program:
         """Record one operator; its first output is the value."""
         operator = OPERATORS[type]
         with self.inner:
-            tensor = operator.run([_tensor(v) for vs in inputs.values() for v in vs], attributes)
+            tensor = operator.run(*[v.tensor for vs in inputs.values() for v in vs], **attributes)
         out = Variable(self, names[0], tensor)
         self.variables[names[0]] = out
         shown = {slot: [v.name for v in vs] for slot, vs in inputs.items()}
         outputs = {slot: [n] for slot, n in zip(operator.outputs, names, strict=False)}
         self.operations.append(Operation(type, shown, outputs, dict(attributes)))
         return out
-
-
-def _tensor(value: Any) -> Any:
-    return value.tensor
 
 
 @dataclass
@@ -255,6 +251,14 @@ def program_guard(main_program: Program, startup_program: Program | None = None)
         STATE.main, STATE.startup = before
 
 
+def dynamic(function: Callable[..., Any], *variables: Any, **attributes: Any) -> Any:
+    """A call in dygraph, where an operator needs no names."""
+    try:
+        return STATE.tracer.variable(function(*[v.tensor for v in variables], **attributes))
+    except dp.DiptychError as problem:
+        raise EnforceNotMet(str(problem)) from problem
+
+
 class Helper:
     """Names, parameters and operators of one call of a layer, in both modes."""
 
@@ -276,11 +280,8 @@ class Helper:
     def op(self, type: str, inputs: Mapping[str, Sequence[Any]], **attributes: Any) -> Any:
         """The first output of an operator."""
         if STATE.tracer is not None:
-            operands = [v.tensor for vs in inputs.values() for v in vs]
-            try:
-                return STATE.tracer.variable(OPERATORS[type].run(operands, attributes))
-            except dp.DiptychError as problem:
-                raise EnforceNotMet(str(problem)) from problem
+            operands = [v for vs in inputs.values() for v in vs]
+            return dynamic(OPERATORS[type].run, *operands, **attributes)
         names = [STATE.names.make(f"{self.name}.tmp") for _ in OPERATORS[type].outputs]
         return STATE.main.append(type, inputs, names, attributes)
 

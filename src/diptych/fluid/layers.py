@@ -8,8 +8,9 @@ from typing import Any
 
 import diptych as dp
 from diptych.fluid.core import EnforceNotMet, VarType
-from diptych.fluid.framework import STATE, Helper, Variable
+from diptych.fluid.framework import STATE, Helper, Variable, dynamic
 from diptych.fluid.initializer import Constant, Initializer, Xavier
+from diptych.fluid.operators import fluid_accuracy, fluid_cross_entropy, fluid_mean
 
 
 def data(
@@ -102,6 +103,8 @@ def cross_entropy(
             "cross_entropy takes int64 labels\n"
             f"  got  {label.tensor.dtype.numpy.name}\n  try  labels.astype('int64')"
         )
+    if STATE.tracer is not None and ignore_index == -100:
+        return dynamic(fluid_cross_entropy, input, label)
     helper, slots = Helper("cross_entropy2"), {"X": [input], "Label": [label]}
     return helper.op("cross_entropy2", slots, ignore_index=ignore_index)
 
@@ -110,6 +113,8 @@ def mean(x: Any, name: str | None = None) -> Any:
     """The mean of everything, shape (1,)."""
     if not x.tensor.dtype.is_float:
         raise TypeError(f"mean takes floats, not {x.tensor.dtype.numpy.name}")
+    if STATE.tracer is not None:
+        return dynamic(fluid_mean, x)
     return Helper("mean", name).op("mean", {"X": [x]})
 
 
@@ -120,6 +125,8 @@ def accuracy(input: Any, label: Any, k: int = 1, correct: Any = None, total: Any
             "accuracy takes int64 labels of 2 dimensions, (N, 1)\n"
             f"  got  {list(label.shape)}\n  try  labels.reshape(-1, 1).astype('int64')"
         )
+    if STATE.tracer is not None and k == 1:
+        return dynamic(fluid_accuracy, input, label)
     return Helper("accuracy").op("accuracy", {"Out": [input], "Label": [label]}, k=k)
 
 
@@ -132,9 +139,10 @@ def reshape(
     name: str | None = None,
 ) -> Any:
     """0 keeps a size, one -1 is inferred."""
-    assert list(shape).count(-1) <= 1, "Only one dimension value of 'shape' in reshape can be -1"
+    sizes = [int(d) for d in shape]
+    assert sizes.count(-1) <= 1, "Only one dimension value of 'shape' in reshape can be -1"
     helper = Helper("reshape2", name)
-    out = helper.op("reshape2", {"X": [x]}, shape=[int(d) for d in shape])
+    out = helper.op("reshape2", {"X": [x]}, shape=sizes)
     return helper.act(out, act)
 
 

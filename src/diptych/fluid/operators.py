@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Operator:
     outputs: tuple[str, ...]
     attributes: tuple[str, ...]
 
-    def run(self, operands: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+    def run(self, *operands: Any, **attributes: Any) -> Any:
         known = {n: attributes[n] for n in self.attributes if n in attributes}
         return self.function(*operands, **known)
 

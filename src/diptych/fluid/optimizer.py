@@ -47,6 +47,30 @@ class _Adam(_Rate, optim.Adam):
         self._scalars = (step, dp.cast(1.0, "f64"))
 
 
+def clear(variables: Sequence[Any]) -> None:
+    """Dygraph: the gradients are zeros from here on."""
+    dp.PANEL.forget([v.tensor for v in variables])
+    for variable in variables:
+        variable.cleared = True
+
+
+class _Applied(Sequence[tuple[Any, Any]]):
+    """Parameters and their gradients. A gradient is asked for when it is looked at: one that
+    nobody looks at is never written to memory."""
+
+    def __init__(self, variables: Sequence[Any]) -> None:
+        self.variables = variables
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return _Applied(self.variables[place])
+        variable = self.variables[place]
+        return variable, variable.tensor.grad
+
+
 class Optimizer:
     """Settings of an update; `minimize` applies it."""
 
@@ -80,7 +104,7 @@ class Optimizer:
         startup_program: Program | None = None,
         parameter_list: Sequence[Any] | None = None,
         no_grad_set: Any = None,
-    ) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    ) -> tuple[list[Any], Sequence[tuple[Any, Any]]]:
         """In a program: record backward and update. In dygraph: apply the gradients that are
         there."""
         if STATE.tracer is not None:
@@ -131,26 +155,27 @@ class Optimizer:
                 found.append((variable, program.variables[name]))
         return found
 
-    def _apply(self) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    def _apply(self) -> tuple[list[Any], Sequence[tuple[Any, Any]]]:
         assert self.parameter_list is not None
         if self.inner is None:
             self._make([v.tensor for v in self.parameter_list if v.tensor.trainable])
-        found = []
-        for variable in self.parameter_list:
-            grad = variable.tensor.grad
-            if grad is None:
-                if not variable.cleared:
-                    continue
-                grad = variable.tensor.grad = dp.tensor(np.zeros(variable.shape, np.float32))
-            found.append((variable, grad))
-        if found:
+        given = [v.tensor for v in self.parameter_list]
+        have = dp.PANEL.with_gradients(given)
+        if len(have) < len(given):
+            for variable in self.parameter_list:
+                if variable.cleared and variable.tensor.grad is None:
+                    variable.tensor.grad = dp.tensor(np.zeros(variable.shape, np.float32))
+            have = dp.PANEL.with_gradients(given)
+        if have:
             self.inner.step()
-        return [], found
+        if len(have) == len(given):
+            return [], _Applied(self.parameter_list)
+        own = set(map(id, have))
+        return [], _Applied([v for v in self.parameter_list if id(v.tensor) in own])
 
     def clear_gradients(self) -> None:
         """Set the gradients to zeros."""
-        for variable in self.parameter_list or ():
-            variable.clear_gradient()
+        clear(self.parameter_list or ())
 
     def current_step_lr(self) -> float:
         return self.learning_rate
