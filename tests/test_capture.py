@@ -429,3 +429,42 @@ def test_one_native_call_a_step():
         step(x, y).item()
     assert engine.STATISTICS.calls == calls + 5
     assert engine.STATISTICS.compiles <= compiles + 1  # the layout of results of the first
+
+
+def test_what_was_recorded_before_a_step_keeps_the_weights_it_read():
+    dp.manual_seed(0)
+    model = nn.Linear(6, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.5)
+
+    @dp.compile
+    def step(x, y):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.minimize(loss)
+        return loss
+
+    for _ in range(3):
+        before = model.weight.numpy().copy()
+        waiting, scores = model.weight * 1.0, model(dp.tensor(X)).sum()
+        scores.item()
+        step(X, Y)
+        assert waiting.numpy().tobytes() == before.tobytes()
+        expected = (np.ones((1, 7)) @ X.astype(np.float64)).astype(np.float32)
+        scores.backward()
+        assert np.abs(model.weight.grad.numpy() - expected).max() < 1e-5
+        model.weight.grad = model.bias.grad = None
+
+
+def test_arguments_of_another_layout_kind_or_type_are_told_from_the_last():
+    call = dp.compile(lambda a, b: a * 2.0 + b)
+    x, y = X[:4, :4].copy(), X[1:5, :4].copy()
+    for a, b in [
+        (x, y), (x.T, y), (x, y[::-1]), (x[:2], y[:2]), (dp.tensor(x), y), (x, dp.tensor(y)),
+        (x, y), (x.astype(np.float64), y.astype(np.float64)), (np.float32(2), np.float32(3)),
+        (x, y),
+    ]:  # fmt: skip
+        expected = np.asarray(a) * 2 + np.asarray(b)
+        assert call(a, b).numpy().tobytes() == np.ascontiguousarray(expected).tobytes()
+    w = dp.tensor(x, requires_grad=True)
+    double = dp.compile(lambda a: (a * 2.0).detach() * 1.0 if a.requires_grad else a * 3.0)
+    assert double(dp.tensor(x)).numpy().tobytes() == (x * 3).tobytes()
+    assert double(w).numpy().tobytes() == (x * 2).tobytes()

@@ -64,7 +64,7 @@ class DynamicRecorder(TensorRecorder):
             return self.local.piece  # type: ignore[no-any-return]
         except AttributeError:
             with self.lock:
-                self.local.piece = piece = Piece(self.trail.root, self._handle)
+                self.local.piece = piece = Piece(self.trail, self._handle)
                 self.pieces.add(piece)
                 self.alone = len(self.pieces) == 1
             return piece
@@ -165,10 +165,12 @@ class DynamicRecorder(TensorRecorder):
             and op.flows(*types)
         )
         point = Point(type, needs)
+        self.trail.points += 1
         point.checks = [(n, size) for n, size, _ in op.positions(*types) if isinstance(size, int)]
         return piece.point.setdefault(key, point)  # type: ignore[union-attr]
 
     def changed(self, node: Node) -> None:
+        super().changed(node)
         if node in self.piece.slots:
             self.piece.point = None
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from sys import getrefcount
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -83,17 +84,22 @@ class Runner:
         if found is None:
             outputs = self._outputs(piece)
             leaves = [n for n in _order(outputs) if n.value is not None]
+            donors = _donors(outputs, leaves, piece.replaced)
             found = point.plans[held] = Plan(
                 [piece.slots[n] for n in outputs],
                 [piece.slots[n] for n in leaves],
-                _donors(outputs, leaves, piece.replaced),
+                donors,
                 [not n.needs_grad or n.leaf for n in outputs],
+                [n for _, n in donors if leaves[n].readers is not None],
             )
         return found
 
     def _run_plan(self, plan: Plan, nodes: list[Node], bundles: list[Bundle]) -> None:
         inputs: list[Any] = [nodes[n].value for n in plan.inputs]
         held = [] if self.others_wait() else list(map(getrefcount, inputs))
+        for n in plan.watched:
+            if held and _is_read(nodes[plan.inputs[n]]):
+                held[n] = 0
         made = plan.last
         if made is None or held != plan.held or plan.device != self.device:
             made = plan.last = self._made(plan, nodes, bundles, held)
@@ -110,6 +116,8 @@ class Runner:
             node.value, node.pending, node.kind = value, None, kind
             if ended:
                 node.op, node.inputs = INPUT, ()
+            else:
+                _keep_inputs(node)
         for n in made.overwritten:
             nodes[n].value = None
         if made.new:  # from now on the kinds of the outputs are known
@@ -139,7 +147,7 @@ class Runner:
         inputs: list[Any] = [leaf.value for leaf in leaves]
         held = [] if self.others_wait() else list(map(getrefcount, inputs))
         donors = _donors(outputs, leaves, replaced)
-        donated = {o: n for o, n in donors if held and held[n] == SOLE}
+        donated = {o: n for o, n in donors if held and held[n] == SOLE and not _is_read(leaves[n])}
         executable = self._executable(order, outputs, donated)
         try:
             results = executable.run(inputs)
@@ -150,6 +158,8 @@ class Runner:
             node.value, node.pending = value, None
             if not node.needs_grad or node.leaf:  # nobody differentiates through it any more
                 node.op, node.inputs = INPUT, ()
+            else:
+                _keep_inputs(node)
         for n in donated.values():
             leaves[n].value = None
 
@@ -204,6 +214,20 @@ def _with_line(problem: ValueRangeError, executable: Any, order: list[Node]) -> 
         return problem
     what, bad, size = problem.position  # type: ignore[attr-defined]
     return interpret.position_error(what, bad, size, order[call].where)
+
+
+def _keep_inputs(node: Node) -> None:
+    """The gradient of a computed node reads its inputs, as long as it is there."""
+    for given in node.inputs:
+        if given.value is not None:
+            given.readers = [r for r in given.readers or () if r() is not None] + [ref(node)]
+            given.kind = None
+
+
+def _is_read(node: Node) -> bool:
+    """Whether a gradient may still read a value."""
+    readers = [reader() for reader in node.readers or ()]
+    return any(r is not None and r.needs_grad for r in readers)
 
 
 def _restore(replaced: Replaced) -> None:

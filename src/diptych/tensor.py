@@ -109,6 +109,7 @@ class TensorRecorder(Recorder):
 
     def changed(self, node: Node) -> None:
         """Differentiation treats a node in another way from here on."""
+        node.kind = None
 
     def boundary(self) -> None:
         """The end of a step."""
@@ -245,8 +246,7 @@ class Tensor(Operand):
         need_float(self.type, "a gradient")
         self.node.needs_grad = self.node.leaf = True
         self.node.owner = weakref.ref(self)
-        self.node.kind = None
-        current_panel(self).changed(self.node)
+        self.recorder.changed(self.node)
         return self
 
     # ---- operators -------------------------------------------------------------------------

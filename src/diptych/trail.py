@@ -31,19 +31,21 @@ BACKWARD, ASSIGN, DESCEND, SETTLE = (object() for _ in range(4))  # calls that a
 
 # What getrefcount says through map of what is in one list and nowhere else.
 DEAD = next(map(getrefcount, [object()]))
+MOST = 100_000  # points of the tree: programs that never repeat do not fill the memory
 SPARES, LARGEST = 3, 1 << 20  # arrays kept for the next batch, and how large they may be
 
 
 class Kind:
     """What a piece distinguishes of a value that it reads; one object for equal ones."""
 
-    __slots__ = ("leaf", "needs_grad", "strides", "type")
+    __slots__ = ("leaf", "needs_grad", "read", "strides", "type")
 
     def __init__(
-        self, type: TensorType, strides: tuple[int, ...], needs_grad: bool, leaf: bool
+        self, type: TensorType, strides: tuple[int, ...], needs_grad: bool, leaf: bool, read: bool
     ) -> None:
         self.type, self.strides = type, strides
         self.needs_grad, self.leaf = needs_grad, leaf
+        self.read = read  # whether gradients of what was computed before may read it
 
 
 class Point(dict[Any, "Point"]):
@@ -124,8 +126,8 @@ class Bundle:
 class Piece:
     """What one thread has recorded and not yet run."""
 
-    def __init__(self, root: Point, handle: Callable[[Node], Any]) -> None:
-        self.root, self.handle = root, handle
+    def __init__(self, trail: Trail, handle: Callable[[Node], Any]) -> None:
+        self.trail, self.handle = trail, handle
         self.grad_enabled = True
         self.at_boundary = False
         self.clear()
@@ -136,7 +138,7 @@ class Piece:
         self.held = 0  # bytes of arrays handed over
         self.in_step = False  # gradients were taken
         self.binds = BINDS[0]
-        self.point: Point | None = self.root  # where on the trail, or None off it
+        self.point: Point | None = self.trail.start()  # where on the trail, or None off it
         self.nodes: list[Node] = []  # what was made and read, on the trail
         self.slots: dict[Node, int] = {}  # their numbers
         self.bundles: list[Bundle] = []
@@ -192,6 +194,7 @@ class Plan:
     inputs: list[int]
     donors: list[tuple[int, int]]  # outputs that may go where an input is, by their places
     ended: list[bool]  # outputs that nobody differentiates through
+    watched: list[int]  # inputs among the donors that gradients of other values may read
     made: dict[Any, Made] = field(default_factory=dict)
     last: Made | None = None
     held: list[int] | None = None  # counts of references to the inputs at the last run
@@ -205,7 +208,7 @@ class Form:
         self.type = TensorType(shape, as_dtype(dtype))
         self.shape, self.dtype = shape, self.type.dtype.numpy
         strides = engine.element_strides(np.empty(shape, self.dtype))
-        self.kind = trail.kind(self.type, strides, False, False)
+        self.kind = trail.kind(self.type, strides)
         self.nbytes = math.prod(shape) * self.dtype.itemsize
         self.small = self.nbytes <= engine.SMALL
         self.spare: list[Array] = []
@@ -228,15 +231,26 @@ class Trail:
     """The root of the tree, and what its points share."""
 
     def __init__(self) -> None:
-        self.root = Point()
+        self.root, self.points = Point(), 0
         self.kinds: dict[Any, Kind] = {}
         self.forms: dict[Any, Form] = {}
         self.scalars: dict[DType, tuple[TensorType, Kind, Any]] = {}
 
+    def start(self) -> Point:
+        """Where a piece starts; what was remembered is forgotten where it is too much."""
+        if self.points > MOST:
+            self.root, self.points = Point(), 0
+        return self.root
+
     def kind(
-        self, type: TensorType, strides: tuple[int, ...], needs_grad: bool, leaf: bool
+        self,
+        type: TensorType,
+        strides: tuple[int, ...],
+        needs_grad: bool = False,
+        leaf: bool = False,
+        read: bool = False,
     ) -> Kind:
-        key = (type, strides, needs_grad, leaf)
+        key = (type, strides, needs_grad, leaf, read)
         found = self.kinds.get(key)
         return self.kinds.setdefault(key, Kind(*key)) if found is None else found
 
@@ -246,7 +260,8 @@ class Trail:
         if found is None:
             assert node.value is not None
             strides = engine.element_strides(node.value)
-            found = node.kind = self.kind(node.type, strides, node.needs_grad, node.leaf)
+            read = node.readers is not None
+            found = node.kind = self.kind(node.type, strides, node.needs_grad, node.leaf, read)
         return found  # type: ignore[no-any-return]
 
     def form(self, value: Array) -> Form:
@@ -264,7 +279,7 @@ class Trail:
         found = self.scalars.get(dtype)
         if found is None:
             type = TensorType((), dtype)
-            found = self.scalars[dtype] = (type, self.kind(type, (), False, False), dtype.numpy)
+            found = self.scalars[dtype] = (type, self.kind(type, ()), dtype.numpy)
         return found
 
 

@@ -128,6 +128,7 @@ class Node(Operand):
     pending: Any = None  # what a panel has recorded and not yet run, this among it
     owner: Any = None  # a weak reference to the handle that gets the gradient
     kind: Any = None  # what the dynamic panel's memory distinguishes of a value
+    readers: Any = None  # weak references to computed nodes whose gradients read this value
 
     def __init__(
         self,
