@@ -278,3 +278,18 @@ def test_gradients_of_one_thread_are_read_by_another():
         assert seen == [model.parameters()[1].grad.numpy().tobytes()]
         for p in model.parameters():
             p.grad = None
+
+
+def test_a_plan_that_turns_weights_does_not_disturb_what_has_read_them():
+    """A program that only reads a weight may lay it out anew, also while a piece waits."""
+    images = np.random.default_rng(2).standard_normal((1, 64)).astype(np.float32)
+    for _ in range(2):
+        model = nn.Linear(64, 96)
+        with dp.Program() as program:
+            scores = model(dp.data("image", [None, 64]))
+        with dp.no_grad():
+            before, alone = model.weight.node.value.strides, model(images).numpy().tobytes()
+            waiting = model(images)
+            (found,) = dp.Executor().run(program, {"image": images}, [scores])
+        assert model.weight.node.value.strides != before  # else nothing is tested
+        assert waiting.numpy().tobytes() == found.tobytes() == alone

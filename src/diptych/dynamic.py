@@ -171,8 +171,10 @@ class DynamicRecorder(TensorRecorder):
 
     def changed(self, node: Node) -> None:
         super().changed(node)
-        if node in self.piece.slots:
-            self.piece.point = None
+        with self.lock:
+            for piece in list(self.pieces):
+                if node in piece.slots:
+                    piece.point = None
 
     def made(self, tensor: Tensor) -> Tensor:
         """A tensor that was recorded off the trail."""

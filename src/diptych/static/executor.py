@@ -284,7 +284,8 @@ class Plan:
             assert node.value is not None
             new = engine.turned(node.value, axis)
             if new is not node.value:
-                node.value, node.kind, some = new, None, True
+                node.value, some = new, True
+                default_panel().changed(node)  # whoever has read it has read another layout
         return some
 
     def _ready(
