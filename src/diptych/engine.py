@@ -17,6 +17,7 @@ from diptych.compiler.kernels import row_major
 from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
 from diptych.compiler.orders import wanted_orders
 from diptych.compiler.pipeline import ENTRY, compile_graph
+from diptych.compiler.sizes import NO_HINTS
 from diptych.compiler.target import Target
 from diptych.dtypes import Dim, Shape, bind, symbols
 from diptych.errors import DeviceError, InternalError
@@ -29,6 +30,7 @@ from diptych.runtime.threads import pool_address
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
+SMALL_BATCH = 16  # a first size below this says little about the others
 KEPT = 16  # sizes of a symbolic executable that keep their memory between calls
 SMALL = 1 << 12  # bytes below which alignment is not worth its price
 
@@ -145,10 +147,16 @@ class Executable:
 
     lines: dict[int, int]  # what a caller knows of the lines of the graph, by id
 
-    def __init__(self, graph: Graph, strides: Mapping[int, Shape], donated: dict[int, int]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        strides: Mapping[int, Shape],
+        donated: dict[int, int],
+        hints: Mapping[str, int] = NO_HINTS,
+    ) -> None:
         start = time.perf_counter()
         target = host_target(config.cpu())
-        self.compiled = compile_graph(graph, strides, donated, target)
+        self.compiled = compile_graph(graph, strides, donated, target, hints)
         self.graph, self.donated = graph, donated
         self.constants = self.compiled.constants
         self.code = self._load(target)
@@ -354,11 +362,13 @@ def compile(
     device: str,
     strides: Mapping[int, Shape] | None = None,
     donated: dict[int, int] | None = None,
+    hints: Mapping[str, int] = NO_HINTS,
 ) -> Executable | ReferenceExecutable:
-    """An executable for a graph on a device, `cpu` or `reference`."""
+    """An executable for a graph on a device, `cpu` or `reference`; `hints` are sizes that its
+    symbols are likely to have."""
     if check_device(device) == "reference":
         return ReferenceExecutable(graph, donated or {})
-    return Executable(graph, strides or {}, donated or {})
+    return Executable(graph, strides or {}, donated or {}, hints)
 
 
 class Family:
@@ -372,6 +382,7 @@ class Family:
         self.graph = graph
         self.dims = {d for n in graph.nodes for d in n.type.shape if isinstance(d, Dim)}
         self.made: dict[Any, Executable | ReferenceExecutable] = {}
+        self.wants: dict[Any, dict[int, int]] = {}
 
     def find(
         self,
@@ -383,7 +394,7 @@ class Family:
         """The executable for inputs with these strides and sizes; a caller keeps it."""
         special = specialise(self.graph, sizes)  # which says where sizes do not fit
         orders = None
-        if device != "reference" and min(sizes.values(), default=2) >= 2:
+        if device != "reference" and not self.is_special(sizes):
             orders = self._orders(strides, sizes)
         known = () if orders else tuple(sizes.items())
         key = (device, tuple(donated.items()), orders or tuple(strides), known)
@@ -391,15 +402,28 @@ class Family:
         if found is None:
             graph = special if orders is None else self.graph
             order = dict(enumerate(strides if orders is None else orders))
-            found = self.made[key] = compile(graph, device, order, donated)
+            hints = {name: max(size, SMALL_BATCH) for name, size in sizes.items()}
+            found = self.made[key] = compile(graph, device, order, donated, hints)
         return found.at(sizes)
+
+    def is_special(self, sizes: Mapping[str, int]) -> bool:
+        """Whether these sizes have an executable of their own."""
+        few = min(sizes.values(), default=2) < 2
+        return few or any(bind(d, sizes) < 1 for d in self.dims)
+
+    def wanted(self, sizes: Mapping[str, int]) -> dict[int, int]:
+        """Inputs, by their places, that are read fastest with this axis innermost."""
+        key = tuple(sizes.items()) if self.is_special(sizes) else ()
+        found = self.wants.get(key)
+        if found is None:
+            graph = specialise(self.graph, dict(key))
+            found = self.wants[key] = wanted_orders(graph)
+        return found
 
     def _orders(
         self, strides: Sequence[tuple[int, ...]], sizes: Mapping[str, int]
     ) -> tuple[Shape, ...] | None:
         """The strides with symbols, or None where they hold for these sizes alone."""
-        if any(bind(d, sizes) < 1 for d in self.dims):
-            return None
         orders: list[Shape] = []
         for node, have in zip(self.graph.inputs, strides, strict=True):
             shape = node.type.shape
@@ -411,11 +435,6 @@ class Family:
                         return None
             orders.append(order)
         return tuple(orders)
-
-
-def orders_for(graph: Graph, sizes: Mapping[str, int]) -> dict[int, int]:
-    """Inputs, by their places, that a graph reads fastest with this axis innermost."""
-    return wanted_orders(specialise(graph, sizes))
 
 
 def run_once(graph: Graph, values: Sequence[Array], device: str) -> list[Array]:

@@ -15,7 +15,7 @@ from diptych.compiler.access import Point
 from diptych.compiler.affine import offset
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.kernels import Buffer, Kernel
-from diptych.compiler.sizes import SizeTable, typical
+from diptych.compiler.sizes import SizeTable
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import SHORT, Piece, choose_tile
 from diptych.dtypes import Dim, Dimension, i64, product
@@ -52,7 +52,7 @@ class ContractionEmitter(KernelEmitter):
     ) -> None:
         super().__init__(kernel, target, declare, number, table)
         (self.fold,) = self.folds
-        self.terms = typical(product(loop.extent for loop in self.fold.attr[1]))
+        self.terms = self.sizes.typical(product(loop.extent for loop in self.fold.attr[1]))
         real = [n for n, d in enumerate(kernel.shape) if d != 1]
         self.vector = max(real, key=lambda n: (self._score(n), n))
         self.side = self._vector_side()
@@ -60,11 +60,13 @@ class ContractionEmitter(KernelEmitter):
         self.row = max(rest, key=self._row_score, default=-1)
         strides = kernel.out.strides
         others = (n for n in rest if n != self.row)
-        self.outer = sorted(others, key=lambda n: -typical(strides[n]))
+        self.outer = sorted(others, key=lambda n: -self.sizes.typical(strides[n]))
         self.rows: Dimension = kernel.shape[self.row] if rest else 1
         self.columns: Dimension = kernel.shape[self.vector]
         width = self.side.panel if self.side is not None else 0
-        self.tile = choose_tile(typical(self.rows), typical(self.columns), target, width)
+        self.tile = choose_tile(
+            self.sizes.typical(self.rows), self.sizes.typical(self.columns), target, width
+        )
         self.down = (self.rows, self.tile.rows)
         self.across = (self.columns, self._width())
         self.units = (*((kernel.shape[n], 1) for n in self.outer), self.down, self.across)
@@ -90,7 +92,7 @@ class ContractionEmitter(KernelEmitter):
         everything = sum(_worth(s) for s in self._steps(axis, (self.kernel.value,)))
         score = everything + min(self.terms, 64) * inside
         score += 1.0 if self.kernel.out.strides[axis] == 1 else -8.0
-        extent = typical(self.kernel.shape[axis])
+        extent = self.sizes.typical(self.kernel.shape[axis])
         return score + 6.0 * min(extent, self.target.lanes) / self.target.lanes
 
     def _vector_side(self) -> Buffer | None:
@@ -108,7 +110,7 @@ class ContractionEmitter(KernelEmitter):
             load.attr is not self.side or self._steps(axis, (load,))[0] == 0
             for load in self.fold.args
         )
-        return shared, min(typical(self.kernel.shape[axis]), 24), axis
+        return shared, min(self.sizes.typical(self.kernel.shape[axis]), 24), axis
 
     # ---- units -------------------------------------------------------------------------------
 
@@ -150,7 +152,7 @@ class ContractionEmitter(KernelEmitter):
 
     def _panels_first(self) -> bool:
         """Whether all rows pass over some columns first: the vector side does not stay near."""
-        side = self.terms * self.fold.dtype.bytes * typical(self.columns)
+        side = self.terms * self.fold.dtype.bytes * self.sizes.typical(self.columns)
         return self.terms > SHORT and side > SMALL_SIDE
 
     def _unit(self, at: dict[str, str], down: str, across: str) -> None:
@@ -243,7 +245,7 @@ class ContractionEmitter(KernelEmitter):
 
     def _fetch_ahead(self, points: list[Point]) -> None:
         """What the epilogue will read and write over is asked for before the chains are run."""
-        if typical(self.kernel.out.bytes) < FAR_RESULT:
+        if self.sizes.typical(self.kernel.out.bytes) < FAR_RESULT:
             return
         self.declare.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         for load in self._own_loads():

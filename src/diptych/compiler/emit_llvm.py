@@ -16,7 +16,7 @@ from diptych.compiler.affine import Affine, offset
 from diptych.compiler.folds import FoldRule
 from diptych.compiler.kernels import Kernel
 from diptych.compiler.scalars import Scalars, literal
-from diptych.compiler.sizes import Sizes, SizeTable, Units, typical
+from diptych.compiler.sizes import Sizes, SizeTable, Units
 from diptych.compiler.target import Target
 from diptych.compiler.text import FunctionText
 from diptych.dtypes import Dim, Dimension, i64, product
@@ -90,8 +90,8 @@ class KernelEmitter(Access):
         self.split, self.units = vector, ((shape[vector], step),)
         if outer:
             rows = self._row_tile(outer, vector)
-            tiles = -(-typical(shape[outer[0]]) // rows)
-            if tiles >= FEW_UNITS or tiles >= -(-typical(shape[vector]) // step):
+            tiles = -(-self.sizes.typical(shape[outer[0]]) // rows)
+            if tiles >= FEW_UNITS or tiles >= -(-self.sizes.typical(shape[vector]) // step):
                 self.split, self.units = outer[0], ((shape[outer[0]], rows),)
 
     def _bounds(self, axis: int, step: int) -> tuple[str, str]:
@@ -125,7 +125,8 @@ class KernelEmitter(Access):
             return real
         vector = max(real, key=lambda n: (self._vector_score(n), n))
         rest = sorted(
-            (n for n in real if n != vector), key=lambda n: -typical(kernel.out.strides[n])
+            (n for n in real if n != vector),
+            key=lambda n: -self.sizes.typical(kernel.out.strides[n]),
         )
         return [*rest, vector]
 
@@ -138,7 +139,7 @@ class KernelEmitter(Access):
                 score += -4.0 if step is None else 0.0 if step == 0 else 2.0 if step == 1 else -8.0
         step = self.kernel.out.strides[axis]
         score += 1.0 if step == 1 else -4.0
-        extent = typical(self.kernel.shape[axis])
+        extent = self.sizes.typical(self.kernel.shape[axis])
         return score + min(extent, self.target.lanes) / self.target.lanes * 6.0
 
     def _outer_loops(self, axes: list[int], at: dict[str, str], vector: int) -> None:
@@ -153,7 +154,7 @@ class KernelEmitter(Access):
             with text.loop(*self._bounds(axis, 1), 1, []) as (index, _, _n):
                 self._outer_loops(axes[1:], {**at, name: index}, vector)
             return
-        if typical(extent) >= rows:
+        if isinstance(extent, Dim) or extent >= rows:
             with text.loop(*self._bounds(axis, rows), rows, []) as (index, _, _n):
                 lines = [
                     {**at, name: index if r == 0 else text.value(f"add nsw i64 {index}, {r}")}
@@ -179,7 +180,7 @@ class KernelEmitter(Access):
         extent = self.kernel.shape[axes[0]]
         columns = self._column_tile(vector)
         best = max(1, (self.target.registers - columns - 2) // columns)
-        best = min(best, typical(extent), 8)
+        best = min(best, self.sizes.typical(extent), 8)
         if isinstance(extent, Dim):  # what remains of a power of two runs row by row
             return 1 << (best.bit_length() - 1)
         if extent % best:
@@ -210,7 +211,7 @@ class KernelEmitter(Access):
         self.vector_index = name
         lanes = 1 if self._must_be_scalar() else self.target.lanes
         step = self._vector_step(vector)
-        if typical(extent) >= step:
+        if isinstance(extent, Dim) or extent >= step:
             with text.loop(*self._bounds(vector, step), step, []) as (index, _, _n):
                 self._tile(lines, name, index, step // lanes, lanes)
         if isinstance(extent, Dim):

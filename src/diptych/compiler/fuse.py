@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from diptych.compiler.kernels import Buffer, Kernel, row_major
 from diptych.compiler.simplify import is_scalar_constant
-from diptych.compiler.sizes import typical
+from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import choose_tile
 from diptych.dtypes import Dim, Dimension, Shape, TensorType, i64, product
@@ -157,8 +157,9 @@ class Fusion:
         strides: Mapping[int, Shape],
         donated: dict[int, int],
         target: Target,
+        hints: Mapping[str, int],
     ) -> None:
-        self.graph, self.donated, self.target = graph, donated, target
+        self.graph, self.donated, self.target, self.hints = graph, donated, target, hints
         self.kernels: list[Kernel] = []
         self.buffers: dict[int, Buffer] = {}
         self.constants: list[Node] = []
@@ -172,6 +173,9 @@ class Fusion:
         self._outputs()
         for node in self.plan.nodes:
             self._visit(node)
+
+    def typical(self, dim: Dimension) -> int:
+        return typical(dim, self.hints)
 
     def _outputs(self) -> None:
         """Outputs computed here are written where they go; others are copied at the end."""
@@ -265,27 +269,27 @@ class Fusion:
         if step != 1:
             self._pack_side(node, side, axis)
         elif sum(f[2] == 1 for f in found) == 1:
-            size = typical(node.inputs[side].type.size) * node.type.dtype.bytes
+            size = self.typical(node.inputs[side].type.size) * node.type.dtype.bytes
             if self._rows(node, side) >= MANY_ROWS and size > FAR:
                 self._pack_side(node, side, axis)
 
     def _extent(self, node: Node, axis: int) -> int:
-        return typical(node.type.shape[axis])
+        return self.typical(node.type.shape[axis])
 
     def _rows(self, node: Node, side: int) -> int:
         """How many elements of the other side meet each element of this one."""
         sides = (node.op.left, node.op.right)  # type: ignore[attr-defined]
         other = node.inputs[1 - side].type.shape
         own = [d for c, d in zip(sides[1 - side], other, strict=True) if c not in sides[side]]
-        return typical(product(own))
+        return self.typical(product(own))
 
     def _cost(self, node: Node, side: int, axis: int, step: Dimension | None) -> float:
         """Cycles to turn a side round, so that vectors lie along an axis of it, and to store
         against the grain where that follows."""
         letter = (node.op.left, node.op.right)[side][axis]  # type: ignore[attr-defined]
         given = node.inputs[side]
-        turning = 0.0 if step == 1 else 0.4 * typical(given.type.size)
-        size = typical(node.type.size)
+        turning = 0.0 if step == 1 else 0.4 * self.typical(given.type.size)
+        size = self.typical(node.type.size)
         extent = self._extent(given, axis)
         idle = size * (self.target.lanes / extent - 1.0) if extent < NARROW else 0.0
         place = node.op.out.index(letter)  # type: ignore[attr-defined]
@@ -329,7 +333,7 @@ class Fusion:
         given = node.inputs[side]
         columns, rows = self._extent(given, axis), self._rows(node, side)
         sizes = node.op.sizes(*[i.type for i in node.inputs])  # type: ignore[attr-defined]
-        depth = typical(product(sizes[c] for c in node.op.over))  # type: ignore[attr-defined]
+        depth = self.typical(product(sizes[c] for c in node.op.over))  # type: ignore[attr-defined]
         tile = choose_tile(max(rows, 1), columns, self.target)
         width = tile.columns * self.target.lanes
         near = depth * columns * given.type.dtype.bytes <= NEAR
@@ -346,7 +350,7 @@ class Fusion:
         batch = [n for n, c in enumerate(letters) if c in op.out and n != axis]  # type: ignore[attr-defined]
         terms = [letters.index(c) for c in op.over]  # type: ignore[attr-defined]
         outer, inner = tuple(shape[n] for n in batch), tuple(shape[n] for n in terms)
-        depth, (whole, left) = product(inner), divmod(typical(shape[axis]), width)
+        depth, (whole, left) = product(inner), divmod(self.typical(shape[axis]), width)
         full = (*outer, whole + bool(left), depth, width)
         memory = Buffer(TensorType(full, given.type.dtype), row_major(full), "temporary")
         outer_steps = memory.strides[: len(outer)]
@@ -464,9 +468,13 @@ class Fusion:
 
 
 def fuse(
-    graph: Graph, strides: Mapping[int, Shape], donated: dict[int, int], target: Target
+    graph: Graph,
+    strides: Mapping[int, Shape],
+    donated: dict[int, int],
+    target: Target,
+    hints: Mapping[str, int] = NO_HINTS,
 ) -> Fusion:
     """Kernels of a graph; `donated` maps outputs to inputs that they may overwrite."""
-    fusion = Fusion(graph, strides, donated, target)
+    fusion = Fusion(graph, strides, donated, target, hints)
     fusion.finish()
     return fusion

@@ -16,7 +16,7 @@ from diptych.compiler.kernels import Kernel
 from diptych.compiler.memory import Life, place, plan_memory
 from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
-from diptych.compiler.sizes import FIXED, Sizes, SizeTable
+from diptych.compiler.sizes import FIXED, NO_HINTS, Sizes, SizeTable
 from diptych.compiler.target import Target
 from diptych.compiler.transpose import TransposeEmitter, turned_axes
 from diptych.dtypes import Shape, symbols
@@ -53,11 +53,15 @@ class Compiled:
 
 
 def compile_graph(
-    graph: Graph, strides: Mapping[int, Shape], donated: dict[int, int], target: Target
+    graph: Graph,
+    strides: Mapping[int, Shape],
+    donated: dict[int, int],
+    target: Target,
+    hints: Mapping[str, int] = NO_HINTS,
 ) -> Compiled:
     """simplify -> fuse -> schedule -> plan memory -> emit."""
     simple = simplify(graph)
-    fusion = fuse(simple, strides, donated, target)
+    fusion = fuse(simple, strides, donated, target, hints)
     kernels = [n for n in schedule(fusion) if 0 not in n.shape]  # an empty one has nothing to do
     first = len(graph.inputs) + len(graph.outputs)
     for buffer in fusion.buffers.values():
@@ -72,7 +76,7 @@ def compile_graph(
                 2 * kernel.out.slot,
             )
     names = {s for node in simple.nodes for s in symbols(node.type.shape)}
-    table = SizeTable(check_slot + 2, tuple(sorted(names)))
+    table = SizeTable(check_slot + 2, tuple(sorted(names)), hints)
     temporaries, arena = plan_memory(kernels, bool(names))
     return Compiled(
         emit_module(kernels, target, check_slot + 1, table),

@@ -7,21 +7,23 @@ each temporary, where that depends on the sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from diptych.dtypes import Dimension, bind
 from diptych.dtypes import symbols as symbols_of
 
 Units = tuple[tuple[Dimension, int], ...]  # sizes and the steps that cover them
-TYPICAL = 64  # what a symbol is taken for where tiles and orders are chosen
+TYPICAL = 32  # what a symbol is taken for where nobody has seen its size
+NO_HINTS: Mapping[str, int] = {}
 
 
-def typical(dim: Dimension) -> int:
-    """A size to choose tiles by; it never changes a bit."""
+def typical(dim: Dimension, hints: Mapping[str, int] = NO_HINTS) -> int:
+    """A size to choose tiles and orders by, which never change a bit; `hints` are sizes that
+    symbols had when the code was written."""
     if isinstance(dim, int):
         return dim
-    return bind(dim, {name: TYPICAL for name in symbols_of([dim])})
+    return bind(dim, {name: hints.get(name, TYPICAL) for name in symbols_of([dim])})
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class SizeTable:
 
     slot: int
     symbols: tuple[str, ...]
+    hints: Mapping[str, int] = field(default_factory=dict)
 
 
 FIXED = SizeTable(-1, ())
@@ -60,6 +63,9 @@ class Sizes:
     def offset(self, temporary: int) -> str:
         """The byte in the arena of a temporary, by its number."""
         return self.word(len(self.table.symbols) + temporary)
+
+    def typical(self, dim: Dimension) -> int:
+        return typical(dim, self.table.hints)
 
     def size(self, dim: Dimension) -> str:
         """The literal, or the name of the value."""

@@ -48,7 +48,7 @@ class TransposeEmitter(KernelEmitter):
         self.read, self.written = axes
         self.width = min(target.lanes, 16)
         rest = (n for n, d in enumerate(kernel.shape) if d != 1 and n not in axes)
-        self.outer = sorted(rest, key=lambda n: -typical(kernel.out.strides[n]))
+        self.outer = sorted(rest, key=lambda n: -self.sizes.typical(kernel.out.strides[n]))
         self.strips = (kernel.shape[self.read], self.width)
         self.units = (*((kernel.shape[n], 1) for n in self.outer), self.strips)
 

@@ -191,7 +191,6 @@ class Plan:
         own = {id(p): len(self.feeds) + n for n, p in enumerate(self.state)}
         self.slots = [own.get(id(p)) for p, *_ in self.updates]  # the input that an update replaces
         self.family = engine.Family(self.graph)
-        self.orders: dict[Any, dict[int, int]] = {}
         self.assigned = [p for p, *_ in self.updates]
         self.names = [f.name for f in self.feeds]
         # Of the last feed that was checked: what is like it needs no check.
@@ -273,11 +272,8 @@ class Plan:
 
     def _turn(self, sizes: dict[str, int]) -> bool:
         """Turn weights round that this plan only reads, where they lie badly for it."""
-        key = tuple(sorted(sizes.items()))
-        if key not in self.orders:
-            self.orders[key] = engine.orders_for(self.graph, sizes)
         some, first = False, len(self.feeds)
-        for slot, axis in self.orders[key].items():
+        for slot, axis in self.family.wanted(sizes).items():
             if not first <= slot < first + len(self.state) or slot in self.slots:
                 continue
             node = self.state[slot - first].node
