@@ -42,20 +42,11 @@ class Access:
         """A size: its literal, or the name of what the entry of the function loads."""
         return self.sizes.size(dim)
 
-    def _pointer(self, buffer: Buffer) -> str:
-        root = buffer.root
-        name = self.text.fresh("p")
-        shift = buffer.first * buffer.dtype.bytes
-        if root.kind == "temporary":
-            at = self.size(root.offset + shift)
-            if root.word >= 0:
-                at = self._total(self.sizes.offset(root.word), self.size(shift))
-            self.text.do(f"{name} = getelementptr i8, ptr %arena, i64 {at}")
-            return name
-        slot, base = self.text.fresh("s"), self.text.fresh("b")
-        self.text.do(f"{slot} = getelementptr ptr, ptr %table, i64 {root.slot}")
-        self.text.do(f"{base} = load ptr, ptr {slot}")
-        self.text.do(f"{name} = getelementptr i8, ptr {base}, i64 {self.size(shift)}")
+    def _pointer(self, n: int) -> str:
+        """The n-th argument of the kernel: where the n-th of its buffers begins."""
+        at, name = self.text.fresh("a"), self.text.fresh("p")
+        self.text.do(f"{at} = getelementptr ptr, ptr %buffers, i64 {n}")
+        self.text.do(f"{name} = load ptr, ptr {at}")
         return name
 
     def widen(self, value: Value, dtype: DType, lanes: int) -> str:

@@ -28,7 +28,7 @@ FEW_UNITS = 8
 
 
 class KernelEmitter(Access):
-    """Emits one kernel as a function of the pointer table and a range of its outer loop."""
+    """Emits one kernel as a function of its buffers, the table, and a range of its units."""
 
     def __init__(
         self, kernel: Kernel, target: Target, declare: set[str], number: int, table: SizeTable
@@ -46,8 +46,8 @@ class KernelEmitter(Access):
         self.split = -1  # the axis that threads divide; its units are tiles
         self.units: Units = ()
         self.pointers: dict[int, str] = {}
-        for buffer in dict.fromkeys([*kernel.reads, kernel.out]):
-            self.pointers[id(buffer)] = self._pointer(buffer)
+        for n, buffer in enumerate(kernel.buffers):
+            self.pointers[id(buffer)] = self._pointer(n)
 
     # ---- loops over the output -------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class KernelEmitter(Access):
         body = "\n".join([entry, *self.sizes.lines, *lines])
         return (
             f"define internal void @k{self.number}"
-            f"(ptr %table, ptr %arena, i64 %begin, i64 %end) {{\n{body}\n}}\n"
+            f"(ptr %buffers, ptr %table, i64 %begin, i64 %end) {{\n{body}\n}}\n"
         )
 
     def work(self) -> tuple[Dimension, int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 from diptych.dtypes import Dimension, DType, Shape, TensorType
 from diptych.graph.node import Node
-from diptych.kernel.expr import Expr
+from diptych.kernel.expr import Expr, walk
 
 
 @dataclass(eq=False)
@@ -58,6 +60,41 @@ class Kernel:
     shape: Shape
     reads: list[Buffer] = field(default_factory=list)
     limit: Dimension | None = None
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """What it reads and writes, each once, in the order of its arguments."""
+        return list(dict.fromkeys([*self.reads, self.out]))
+
+
+def structure(kernel: Kernel) -> Hashable:
+    """Equal for kernels that differ only in where their buffers are, which share their code."""
+    buffers = kernel.buffers
+    number = {id(b): n for n, b in enumerate(buffers)}
+    roots: dict[Any, int] = {}
+    forms = []
+    for b in buffers:
+        root = b.root
+        place = id(root) if root.kind == "temporary" else root.slot
+        memory = roots.setdefault((root.kind == "temporary", place), len(roots))
+        forms.append((memory, b.dtype.name, b.strides, b.type.size, b.panel, b.panel_step))
+    names: dict[str, int] = {name: n for n, name in enumerate(kernel.indices)}
+    seen: dict[int, int] = {}
+    parts: list[Hashable] = []
+    for e in walk([kernel.value]):
+        attr: Any = e.attr
+        if e.op == "const":
+            attr = attr.tobytes()
+        elif e.op == "load":
+            attr = number[id(attr)]
+        elif e.op == "index":
+            attr = names.setdefault(attr, len(names))
+        elif e.op == "fold":
+            loops = tuple((names.setdefault(p.name, len(names)), p.extent) for p in attr[1])
+            attr = (attr[0], loops)
+        seen[id(e)] = len(parts)
+        parts.append((e.op, e.dtype.name, attr, *[seen[id(a)] for a in e.args]))
+    return kernel.shape, kernel.limit, number[id(kernel.out)], tuple(forms), tuple(parts)
 
 
 def row_major(shape: Shape) -> Shape:

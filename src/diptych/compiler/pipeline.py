@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from diptych.compiler import modes
 from diptych.compiler.contraction import ContractionEmitter, is_contraction
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.fuse import Check, fuse
-from diptych.compiler.kernels import Kernel
+from diptych.compiler.kernels import Buffer, Kernel, structure
 from diptych.compiler.memory import Life, place, plan_memory
 from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
@@ -93,31 +93,30 @@ def compile_graph(
 def emit_module(
     kernels: list[Kernel], target: Target, pool_slot: int, table: SizeTable = FIXED
 ) -> str:
-    """The text of a module with one entry that runs the kernels in order."""
+    """The text of a module with one entry that runs the kernels in order; kernels that differ only
+    in their buffers are one function."""
     declare: set[str] = set()
+    emitters: dict[Hashable, KernelEmitter] = {}
     functions, calls = [], []
     sizes = Sizes(table)
     for number, kernel in enumerate(kernels):
-        emitter = _emitter(kernel)(kernel, target, declare, number, table)
-        functions.append(emitter.emit())
+        key = structure(kernel)
+        emitter = emitters.get(key)
+        if emitter is None:
+            emitter = _emitter(kernel)(kernel, target, declare, number, table)
+            emitters[key] = emitter
+            functions.append(emitter.emit())
+        for n, buffer in enumerate(kernel.buffers):
+            calls += _argument(f"k{number}.{n}", n, buffer, sizes)
         calls += _call(number, emitter, sizes)
         if kernel.limit is not None:
-            n = kernel.out.first // 2
-            calls += [
-                f"  %s{n} = getelementptr ptr, ptr %table, i64 {kernel.out.slot}",
-                f"  %b{n} = load ptr, ptr %s{n}",
-                f"  %f{n} = getelementptr i64, ptr %b{n}, i64 {kernel.out.first + 1}",
-                f"  %v{n} = load i64, ptr %f{n}",
-                f"  %c{n} = icmp ne i64 %v{n}, 0",
-                f"  br i1 %c{n}, label %bad{n}, label %good{n}",
-                f"bad{n}:",
-                f"  ret i64 {n + 1}",
-                f"good{n}:",
-            ]
+            calls += _checked(kernel)
+    most = max((len(kernel.buffers) for kernel in kernels), default=1)
     start = [
         f"  %pool.slot = getelementptr ptr, ptr %table, i64 {pool_slot}",
         "  %pool = load ptr, ptr %pool.slot",
         "  %alone = icmp eq ptr %pool, null",
+        f"  %buffers = alloca [{most} x ptr]",
         *sizes.lines,
     ]
     body = "\n".join([*start, *calls])
@@ -143,13 +142,52 @@ def _emitter(kernel: Kernel) -> type[KernelEmitter]:
     return KernelEmitter if turned_axes(kernel) is None else TransposeEmitter
 
 
+def _argument(name: str, n: int, buffer: Buffer, sizes: Sizes) -> list[str]:
+    """Put where a buffer begins among the arguments of the next kernel."""
+    root, shift = buffer.root, buffer.first * buffer.dtype.bytes
+    if root.kind == "temporary":
+        lines, base = [], "%arena"
+        at = sizes.size(root.offset + shift)
+        if root.word >= 0:
+            lines.append(f"  %{name}.at = add i64 {sizes.offset(root.word)}, {sizes.size(shift)}")
+            at = f"%{name}.at"
+    else:
+        lines = [
+            f"  %{name}.slot = getelementptr ptr, ptr %table, i64 {root.slot}",
+            f"  %{name}.base = load ptr, ptr %{name}.slot",
+        ]
+        base, at = f"%{name}.base", sizes.size(shift)
+    return [
+        *lines,
+        f"  %{name} = getelementptr i8, ptr {base}, i64 {at}",
+        f"  %{name}.to = getelementptr ptr, ptr %buffers, i64 {n}",
+        f"  store ptr %{name}, ptr %{name}.to",
+    ]
+
+
+def _checked(kernel: Kernel) -> list[str]:
+    """Stop where a check found a position outside its axis."""
+    n = kernel.out.first // 2
+    return [
+        f"  %s{n} = getelementptr ptr, ptr %table, i64 {kernel.out.slot}",
+        f"  %b{n} = load ptr, ptr %s{n}",
+        f"  %f{n} = getelementptr i64, ptr %b{n}, i64 {kernel.out.first + 1}",
+        f"  %v{n} = load i64, ptr %f{n}",
+        f"  %c{n} = icmp ne i64 %v{n}, 0",
+        f"  br i1 %c{n}, label %bad{n}, label %good{n}",
+        f"bad{n}:",
+        f"  ret i64 {n + 1}",
+        f"good{n}:",
+    ]
+
+
 def _call(number: int, emitter: KernelEmitter, sizes: Sizes) -> list[str]:
     """A call of a kernel, divided over the pool where there is work enough; the pool's first word
     is the function that divides."""
-    n, units = f"k{number}", sizes.units(emitter.units)
+    n, f, units = f"k{number}", f"k{emitter.number}", sizes.units(emitter.units)
     work, enough = emitter.work()
     if units == "1" or (isinstance(work, int) and work < enough):
-        return [f"  call void @{n}(ptr %table, ptr %arena, i64 0, i64 {units})"]
+        return [f"  call void @{f}(ptr %buffers, ptr %table, i64 0, i64 {units})"]
     alone, decide = "%alone", []
     if not isinstance(work, int):
         alone = f"%{n}.alone"
@@ -161,11 +199,11 @@ def _call(number: int, emitter: KernelEmitter, sizes: Sizes) -> list[str]:
         *decide,
         f"  br i1 {alone}, label %{n}.one, label %{n}.many",
         f"{n}.one:",
-        f"  call void @{n}(ptr %table, ptr %arena, i64 0, i64 {units})",
+        f"  call void @{f}(ptr %buffers, ptr %table, i64 0, i64 {units})",
         f"  br label %{n}.done",
         f"{n}.many:",
         f"  %{n}.run = load ptr, ptr %pool",
-        f"  call void %{n}.run(ptr %pool, ptr @{n}, ptr %table, ptr %arena, i64 {units})",
+        f"  call void %{n}.run(ptr %pool, ptr @{f}, ptr %buffers, ptr %table, i64 {units})",
         f"  br label %{n}.done",
         f"{n}.done:",
     ]
