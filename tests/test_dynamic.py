@@ -327,3 +327,27 @@ def test_a_debugger_sees_the_values_of_the_written_order(tmp_path):
     finally:
         dp.set_eager(False)
     assert seen == expected and len(seen) == 12
+
+
+@pytest.mark.parametrize("calls", [5, 7])
+def test_a_loop_with_history_that_never_looks_runs_whole_rounds(calls):
+    """Wherever the loop is first suspected, it is cut where a round begins, and stays known."""
+    weight = dp.Parameter(np.ones((4, 4), np.float32))
+    x = np.ones((2, 4), np.float32)
+
+    def rounds(count):
+        for _ in range(count):
+            y = dp.matmul(dp.tensor(x), weight)
+            for _ in range(calls - 1):
+                y = dp.tanh(y)
+        return y
+
+    held = rounds(300)
+    with Count() as count:
+        y = rounds(40)
+    assert count.calls == 40 and count.compiles <= 1 and dp.PANEL.piece.point is not None
+    assert held.numpy().tobytes() == y.numpy().tobytes()
+    expected = np.full((2, 4), 4.0)
+    for _ in range(calls - 1):
+        expected = np.tanh(expected)
+    assert np.abs(y.numpy() - expected).max() < 1e-6

@@ -101,13 +101,16 @@ class DynamicRecorder(TensorRecorder):
                 inputs.append(node)
             if not piece.grad_enabled:
                 key.append(False)  # type: ignore[arg-type]
-            if piece.point is None:
+            if piece.point is None:  # a loop that left the trail is back on it where it is cut
+                history = any([n.needs_grad for n in inputs])
+                if self._is_cut(piece, author_line(), op.name, inputs, history):
+                    return self.record(op, operands)
                 return super().record(op, operands)
             point, where = piece.point.get(tuple(key)), LOCAL.line or author_line()
             if point is None or point.checks:
                 point = self._examined(piece, point, op, inputs, tuple(key), where)
             if (len(nodes) >= LOOP or self.cuts) and self._is_cut(
-                piece, where, op.name, point.needs_grad
+                piece, where, op.name, inputs, point.needs_grad
             ):
                 return self.record(op, operands)
             node = Node(op, tuple(inputs), point.type, where)
@@ -185,7 +188,7 @@ class DynamicRecorder(TensorRecorder):
             piece = self.piece
             if piece.at_boundary:
                 self.run(piece)
-            self._is_cut(piece, node.where, node.op.name, node.needs_grad)
+            self._is_cut(piece, node.where, node.op.name, node.inputs, node.needs_grad)
             if not piece.in_step:
                 piece.sites().append((node.where, node.op.name))
             piece.point = None
@@ -203,17 +206,22 @@ class DynamicRecorder(TensorRecorder):
         else:
             _UNCHECKED.add(node.op.name)
 
-    def _is_cut(self, piece: Piece, where: Where, name: str, needs_grad: bool) -> bool:
+    def _is_cut(
+        self, piece: Piece, where: Where, name: str, inputs: Sequence[Node], needs_grad: bool
+    ) -> bool:
         """Run what waits before this call, where there is much or a loop is cut.
 
         A loop that never looks is cut where its calls repeat, from then on always at the same
-        place. What follows a backward is a step, and is not cut.
+        place: if there is one, at a call that reads nothing that waits, so that a round is whole.
+        What follows a backward is a step, and is not cut.
         """
         found = len(piece.waiting) >= LIMIT
         if not found and not piece.in_step:
             site, sites = (where, name), piece.sites()
             found = any(sites[-len(c) :] == c for c in self.cuts.get(site, ()))
             enough = HISTORY if needs_grad else LOOP
+            if not found and len(sites) >= enough and any([i.value is None for i in inputs]):
+                enough *= 2
             if not found and len(sites) >= enough:
                 period = _period(sites[-enough:])
                 if period and sites[-period] == site:
