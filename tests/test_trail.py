@@ -293,3 +293,16 @@ def test_a_plan_that_turns_weights_does_not_disturb_what_has_read_them():
             (found,) = dp.Executor().run(program, {"image": images}, [scores])
         assert model.weight.node.value.strides != before  # else nothing is tested
         assert waiting.numpy().tobytes() == found.tobytes() == alone
+
+
+def test_a_value_that_waits_may_be_replaced_by_an_array():
+    w = dp.Parameter(np.ones(3, np.float32))
+    for n, replaced in enumerate([True, False, True, False, False, True]):
+        w.assign(w * 2.0)
+        if replaced:
+            w.assign(np.full(3, n, np.float32))
+            expected = [n] * 3
+        else:
+            expected = [expected[0] * 2 if n else 2.0] * 3
+        (dp.tensor(X) * 2.0).numpy()
+        assert w.tolist() == expected

@@ -446,6 +446,7 @@ class Parameter(Tensor):
         """Take an array of the parameter's type as the present value, in memory of its own."""
         node = input_node(self.node.type, self.node.label)
         node.value = self.memory(value)
+        default_panel().changed(self.node)  # a value that waits is not looked at through this
         self.bind(node, self.node.needs_grad)
 
     def bind(self, node: Node, trainable: bool) -> None:
