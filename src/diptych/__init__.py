@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from diptych import data, nn, optim
+from diptych.compiles import no_recompile, why
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, set_eager, use_device
 from diptych.errors import DiptychError
@@ -181,6 +182,7 @@ __all__ = [
     "negative",
     "nn",
     "no_grad",
+    "no_recompile",
     "normal",
     "not_equal",
     "one_hot",
@@ -219,4 +221,5 @@ __all__ = [
     "use_device",
     "value_and_grad",
     "where",
+    "why",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from diptych import config, engine, interpret
 from diptych.autodiff import Recurring, history_of
 from diptych.dtypes import DType, TensorType
-from diptych.errors import StartupError
+from diptych.errors import GraphError, RecompileError, StartupError
 from diptych.generator import default_generator
 from diptych.graph.node import Input, Node, Operator, Where
 from diptych.graph.record import LOCAL, author_line, set_default
@@ -441,19 +441,30 @@ class DynamicRecorder(TensorRecorder):
             if tensor.node.value is None:
                 self.node_of(tensor)
                 self.run()
-            assert tensor.node.value is not None
+            if tensor.node.value is None:
+                raise GraphError(
+                    "a value is there once the call that computes it succeeded",
+                    f"{tensor.type} is of a call that failed    ({tensor.node.where})",
+                    "compute it again after the error",
+                )
             return tensor.node.value
 
     def run(self, piece: Piece | None = None) -> None:
         """Run what is waiting."""
         with self.lock:
             piece = self.piece if piece is None else piece
-            piece.at_boundary = False
-            self.runner.run(piece)
+            at_boundary, piece.at_boundary = piece.at_boundary, False
+            try:
+                self.runner.run(piece)
+            except RecompileError:
+                piece.at_boundary = at_boundary
+                raise
 
-    def _others_wait(self) -> bool:
-        """Whether another thread may be about to read a parameter. (This one's piece is clear.)"""
-        return not self.alone and any(any(alive(p.waiting)) for p in list(self.pieces))
+    def _others_wait(self, own: Piece) -> bool:
+        """Whether another thread may be about to read a parameter."""
+        if self.alone:
+            return False
+        return any(any(alive(p.waiting)) for p in list(self.pieces) if p is not own)
 
     @property
     def cache(self) -> dict[Any, Any]:

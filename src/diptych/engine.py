@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from diptych import config, interpret
+from diptych import compiles, config, interpret
 from diptych.compiler.kernels import row_major
 from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
 from diptych.compiler.orders import wanted_orders
@@ -103,7 +103,7 @@ def element_strides(array: Array) -> tuple[int, ...]:
 
 @dataclass
 class Statistics:
-    """What the engine did, for tests and for `dp.why`."""
+    """What the engine did, for tests; `dp.why` tells of every compile."""
 
     calls: int = 0
     compiles: int = 0
@@ -154,6 +154,7 @@ class Executable:
         donated: dict[int, int],
         hints: Mapping[str, int] = NO_HINTS,
     ) -> None:
+        announced = compiles.announce(graph, strides, donated, type(self) is not Executable)
         start = time.perf_counter()
         target = host_target(config.cpu())
         self.compiled = compile_graph(graph, strides, donated, target, hints)
@@ -165,10 +166,12 @@ class Executable:
         self.recent: list[Executable] = []  # those of `bound` that hold memory
         if not self.compiled.symbols:
             self._bind({})
+        seconds = time.perf_counter() - start
+        compiles.note(announced, seconds, len(self.compiled.kernels), not self.code.compiled)
         STATISTICS.compiles += 1
-        STATISTICS.compile_seconds += time.perf_counter() - start
+        STATISTICS.compile_seconds += seconds
         if config.debug():
-            self._report(time.perf_counter() - start)
+            self._report(seconds)
 
     def _load(self, target: Target) -> Code:
         return Code(self.compiled.llvm, target, [ENTRY])

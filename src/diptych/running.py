@@ -4,6 +4,7 @@ and the native call that does it, by the piece's place on the trail or by a walk
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from sys import getrefcount
 from typing import Any
 from weakref import ref
@@ -12,7 +13,7 @@ import numpy as np
 
 from diptych import engine, interpret
 from diptych.engine import element_strides
-from diptych.errors import ValueRangeError
+from diptych.errors import RecompileError, ValueRangeError
 from diptych.graph.node import Graph, Input, Node, Where, input_node, walk
 from diptych.trail import DEAD, Bundle, Made, Piece, Plan, Point, Trail, alive
 
@@ -25,7 +26,7 @@ SOLE = DEAD + 1  # references to what a list and its node hold
 class Runner:
     """Executables by structure; the caller holds the panel's lock."""
 
-    def __init__(self, trail: Trail, others_wait: Callable[[], bool]) -> None:
+    def __init__(self, trail: Trail, others_wait: Callable[[Piece], bool]) -> None:
         self.trail, self.others_wait = trail, others_wait
         self.cache: dict[Any, Any] = {}
         self.device = "cpu"
@@ -37,28 +38,30 @@ class Runner:
             return
         if piece.bundles:
             piece.settle_alive()
-        waiting, replaced = piece.waiting, piece.replaced
+        replaced = piece.replaced
         try:
-            point, nodes = piece.point, piece.nodes
-            if point is None:
-                outputs = self._outputs(piece)
-                piece.clear()
-                self._run_nodes(outputs, replaced)
-                return
-            counts = list(map(getrefcount, waiting))
-            if counts == point.counts:
-                plan = point.plan
-            else:
-                plan = self._plan(piece, point)
-                point.counts, point.plan = counts, plan
-            bundles = piece.bundles
+            run = self._prepared(piece)
             piece.clear()
-            if plan is not None and plan.outputs:
-                self._run_plan(plan, nodes, bundles)
+            run()
+        except RecompileError:  # it waits on, for a run that may compile
+            raise
         except BaseException:
             piece.clear()
             _restore(replaced)
             raise
+
+    def _prepared(self, piece: Piece) -> Callable[[], None]:
+        """What runs a piece, compiled."""
+        point, waiting = piece.point, piece.waiting
+        if point is None:
+            return self._by_walk(self._outputs(piece), piece)
+        counts = list(map(getrefcount, waiting))
+        if counts == point.counts:
+            plan = point.plan
+        else:
+            plan = self._plan(piece, point)
+            point.counts, point.plan = counts, plan
+        return self._by_plan(plan, piece)  # type: ignore[arg-type]
 
     def _outputs(self, piece: Piece) -> list[Node]:
         """Values that somebody may still ask for, by a look or by a backward."""
@@ -94,9 +97,10 @@ class Runner:
             )
         return found
 
-    def _run_plan(self, plan: Plan, nodes: list[Node], bundles: list[Bundle]) -> None:
+    def _by_plan(self, plan: Plan, piece: Piece) -> Callable[[], None]:
+        nodes, bundles = piece.nodes, piece.bundles
         inputs: list[Any] = [nodes[n].value for n in plan.inputs]
-        held = [] if self.others_wait() else list(map(getrefcount, inputs))
+        held = [] if self.others_wait(piece) else list(map(getrefcount, inputs))
         for n in plan.watched:
             if held and _is_read(nodes[plan.inputs[n]]):
                 held[n] = 0
@@ -104,8 +108,18 @@ class Runner:
         if made is None or held != plan.held or plan.device != self.device:
             made = plan.last = self._made(plan, nodes, bundles, held)
             plan.held, plan.device = held, self.device
+        return partial(self._run_plan, plan, made, inputs, nodes, bundles)
+
+    def _run_plan(
+        self,
+        plan: Plan,
+        made: Made,
+        inputs: list[Any],
+        nodes: list[Node],
+        bundles: list[Bundle],
+    ) -> None:
         try:
-            results = made.executable.run(inputs)
+            results = made.executable.run(inputs) if plan.outputs else []
         except ValueRangeError as problem:
             order = _order(_completed(plan, nodes, bundles))
             raise _with_line(problem, made.executable, order) from None
@@ -132,36 +146,40 @@ class Runner:
         found = plan.made.get(key)
         if found is None:
             outputs = _completed(plan, nodes, bundles)
-            executable = self._executable(_order(outputs), outputs, donated)
+            executable = self._executable(_order(outputs), outputs, donated) if outputs else None
             overwritten = [plan.inputs[n] for n in donated.values()]
             found = plan.made[key] = Made(executable, overwritten, [None] * len(outputs))
         return found
 
     # ---- by a walk, and compiling ----------------------------------------------------------
 
-    def _run_nodes(self, outputs: list[Node], replaced: Replaced) -> None:
+    def _by_walk(self, outputs: list[Node], piece: Piece) -> Callable[[], None]:
         if not outputs:
-            return
+            return lambda: None
         order = _order(outputs)
         leaves = [n for n in order if n.value is not None]
         inputs: list[Any] = [leaf.value for leaf in leaves]
-        held = [] if self.others_wait() else list(map(getrefcount, inputs))
-        donors = _donors(outputs, leaves, replaced)
+        held = [] if self.others_wait(piece) else list(map(getrefcount, inputs))
+        donors = _donors(outputs, leaves, piece.replaced)
         donated = {o: n for o, n in donors if held and held[n] == SOLE and not _is_read(leaves[n])}
         executable = self._executable(order, outputs, donated)
-        try:
-            results = executable.run(inputs)
-        except ValueRangeError as problem:
-            raise _with_line(problem, executable, order) from None
-        _keep_order(results, inputs, donors)
-        for node, value in zip(outputs, results, strict=True):
-            node.value, node.pending = value, None
-            if not node.needs_grad or node.leaf:  # nobody differentiates through it any more
-                node.op, node.inputs = INPUT, ()
-            else:
-                _keep_inputs(node)
-        for n in donated.values():
-            leaves[n].value = None
+
+        def run() -> None:
+            try:
+                results = executable.run(inputs)
+            except ValueRangeError as problem:
+                raise _with_line(problem, executable, order) from None
+            _keep_order(results, inputs, donors)
+            for node, value in zip(outputs, results, strict=True):
+                node.value, node.pending = value, None
+                if not node.needs_grad or node.leaf:  # nobody differentiates through it any more
+                    node.op, node.inputs = INPUT, ()
+                else:
+                    _keep_inputs(node)
+            for n in donated.values():
+                leaves[n].value = None
+
+        return run
 
     def _executable(self, order: list[Node], outputs: list[Node], donated: dict[int, int]) -> Any:
         """The native call for a piece, by its structure."""

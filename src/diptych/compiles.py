@@ -1,0 +1,156 @@
+"""What was compiled, and why: a record of every compile with what was new about it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from diptych.errors import RecompileError
+from diptych.graph.node import NOWHERE, Graph, Where
+
+KEPT = 1000  # compiles that are remembered
+
+
+@dataclass(frozen=True)
+class Compile:
+    """One compile: the line of its first call, what was new, seconds, kernels, and whether the
+    code came from the cache on disk."""
+
+    where: Where
+    new: str
+    seconds: float
+    kernels: int
+    from_disk: bool
+
+    def __str__(self) -> str:
+        made = "loaded" if self.from_disk else "compiled"
+        took = f"{made} {self.kernels} kernels in {self.seconds * 1e3:.1f} ms"
+        return f"{self.where}  {took}: {self.new}"
+
+
+class Compiles(list[Compile]):
+    """Compiles in order; prints as one line each."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) or "nothing was compiled"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is compared of graphs with the same calls."""
+
+    types: tuple[Any, ...]
+    attributes: tuple[Any, ...]
+    outputs: tuple[int, ...]
+    layout: tuple[Any, ...]
+    in_place: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A compile that is about to be made."""
+
+    where: Where
+    new: str
+
+
+class _Local(threading.local):
+    forbidden = 0
+
+
+_local = _Local()
+_log: deque[Compile] = deque(maxlen=KEPT)
+_forms: dict[Any, Form] = {}  # the last one of every structure
+_lock = threading.Lock()
+
+
+def announce(
+    graph: Graph, strides: Mapping[int, Any], donated: Mapping[int, int], loop: bool
+) -> Announced:
+    """Say what is new about a graph; raises RecompileError inside `no_recompile`."""
+    calls, form = _described(graph, strides, donated)
+    key = (calls, loop)
+    with _lock:
+        before = _forms.get(key)
+        new = _difference(before, form)
+        computed = [n.where for n in graph.nodes if n.inputs and n.where != NOWHERE]
+        found = Announced(computed[0] if computed else NOWHERE, new)
+        if _local.forbidden:
+            raise RecompileError(
+                "inside no_recompile everything runs that was compiled before it",
+                f"{new}    ({found.where})",
+                "run it once before with the same types; dp.why() lists what was compiled",
+            )
+        _forms[key] = form
+    return found
+
+
+def note(announced: Announced, seconds: float, kernels: int, from_disk: bool) -> None:
+    """A compile was made."""
+    with _lock:
+        _log.append(Compile(announced.where, announced.new, seconds, kernels, from_disk))
+
+
+def _described(
+    graph: Graph, strides: Mapping[int, Any], donated: Mapping[int, int]
+) -> tuple[tuple[Any, ...], Form]:
+    """The calls and their wiring; and what may differ between graphs of the same calls."""
+    number: dict[int, int] = {id(n): k for k, n in enumerate(graph.inputs)}
+    calls: list[Any] = []
+    attributes: list[Any] = []
+    for node in graph.nodes:
+        if id(node) not in number:
+            number[id(node)] = len(number)
+            calls.append((node.op.name, *[number[id(i)] for i in node.inputs]))
+            attributes.append(repr(node.op.attributes()) if node.inputs else "")
+    form = Form(
+        tuple(str(n.type) for n in graph.inputs),
+        tuple(attributes),
+        tuple(number[id(o)] for o in graph.outputs),
+        tuple(sorted(strides.items())),
+        tuple(sorted(donated.items())),
+    )
+    return tuple(calls), form
+
+
+def _difference(before: Form | None, now: Form) -> str:
+    if before is None:
+        return "calls that were not made in this order before"
+    for was, is_ in zip(before.types, now.types, strict=True):
+        if was != is_:
+            return f"the same calls with another type: {is_} instead of {was}"
+    for was, is_ in zip(before.attributes, now.attributes, strict=True):
+        if was != is_:
+            return f"the same calls with other attributes: {is_} instead of {was}"
+    if before.outputs != now.outputs:
+        return "the same calls, but other values are kept"
+    if before.layout != now.layout:
+        return "the same calls on values that lie in memory in another way"
+    if before.in_place != now.in_place:
+        return "the same calls, but other parameters are updated in place"
+    return "the same calls, which were compiled for another owner"
+
+
+def why() -> Compiles:
+    """What was compiled so far, in order: the line of its first call, how long it took, and what
+    was new about it. Prints as one line each."""
+    with _lock:
+        return Compiles(_log)
+
+
+@contextmanager
+def no_recompile() -> Iterator[None]:
+    """Inside, a new compile is a RecompileError that names the line and what was new.
+
+    It holds for the thread that entered it. What the error stopped was not run: parameters and
+    optimizers are as before.
+    """
+    _local.forbidden += 1
+    try:
+        yield
+    finally:
+        _local.forbidden -= 1

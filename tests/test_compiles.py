@@ -1,0 +1,169 @@
+"""Compiles are explained and can be forbidden; Python numbers never lead to one."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import engine, nn, optim
+from diptych.errors import RecompileError
+
+X = np.random.default_rng(0).standard_normal((6, 11)).astype(np.float32)
+Y = np.random.default_rng(1).integers(0, 3, 6)
+
+
+def line_of(marked):
+    """The number of the line of this file that ends in a comment."""
+    lines = Path(__file__).read_text().splitlines()
+    return next(n for n, text in enumerate(lines, 1) if text.endswith(f"  # {marked}"))
+
+
+def last():
+    return dp.why()[-1]
+
+
+def unlike(x, scale=3.0):
+    y = dp.tanh(dp.tensor(x) * scale)  # unlike
+    return dp.exp(-y) - dp.cos(y) * dp.sin(y) + dp.floor(y)
+
+
+def test_why_names_the_line_the_time_and_what_was_new():
+    before = len(dp.why())
+    unlike(X).numpy()
+    assert len(dp.why()) == before + 1
+    first = last()
+    assert first.new == "calls that were not made in this order before"
+    assert first.where.line == line_of("unlike") and first.kernels > 0 and first.seconds > 0
+    unlike(X).numpy()
+    assert last() is first
+    unlike(X[:, :4]).numpy()
+    assert last().new == "the same calls with another type: f32[6,4] instead of f32[6,11]"
+    unlike(X.astype(np.float64)).numpy()
+    assert "f64[6,11] instead of f32[6,4]" in last().new
+    shown = repr(dp.why()).splitlines()
+    assert len(shown) == len(dp.why())
+    assert f"test_compiles.py:{line_of('unlike')}  " in shown[-1]
+    assert f"{last().kernels} kernels in " in shown[-1]
+
+
+def test_why_tells_other_outputs_attributes_and_places_apart():
+    def two(keep, axis=1):
+        kept = [dp.tensor(X) * 3.5]
+        b = dp.sin(kept[0]).sum(axis) - 0.25
+        if not keep:
+            kept.clear()
+        return b.numpy()
+
+    two(False)
+    two(True)
+    assert last().new == "the same calls, but other values are kept"
+    dp.stack([dp.tensor(X) * 7.5, dp.tensor(X)], 0).numpy()
+    two(False, 0)
+    assert last().new.startswith("the same calls with other attributes: ")
+    w = dp.Parameter(np.ones((4, 5), np.float32))
+    other = dp.Parameter(np.ones((4, 5), np.float32), order="C")
+    for p in (w, other):
+        (dp.erf(p) * 1.5 + dp.ceil(p)).numpy()
+    assert last().new == "the same calls on values that lie in memory in another way"
+    for hold in (False, True):
+        held = w.numpy() if hold else None
+        w.assign(dp.round(w * 0.75))
+        w.numpy()
+    assert last().new == "the same calls, but other parameters are updated in place"
+    assert held is not None
+
+
+def trainer(kind):
+    dp.manual_seed(0)
+    model = nn.Sequential(nn.Linear(11, 5), nn.ReLU(), nn.Dropout(0.25), nn.Linear(5, 3))
+    optimizer = kind(model.parameters(), lr=0.1)
+
+    def step(images, labels):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return model, optimizer, step
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+@pytest.mark.parametrize("static", [False, True])
+def test_numbers_of_python_never_recompile(kind, static):
+    """Learning rates, seeds, streams, step counts and factors are inputs."""
+    _, optimizer, step = trainer(kind)
+    run = dp.compile(step) if static else step
+    for _ in range(3):
+        run(X, Y).item()
+    with dp.no_recompile():
+        for n in range(5):
+            optimizer.lr = 0.1 / (n + 1)
+            dp.manual_seed(n)
+            run(X + np.float32(n), Y).item()
+    for n in range(5):
+        scaled = (dp.tensor(X) * (0.5 + n) - n).numpy()
+        assert scaled.tobytes() == (X * np.float32(0.5 + n) - np.float32(n)).tobytes()
+        if n == 0:
+            compiles = engine.STATISTICS.compiles
+    assert engine.STATISTICS.compiles == compiles
+
+
+def test_no_recompile_names_the_line_and_what_was_new():
+    def scores(x):
+        return dp.sign(dp.tensor(x)) * dp.rsqrt(dp.abs(dp.tensor(x)))  # scores
+
+    scores(X).numpy()
+    with dp.no_recompile():
+        scores(X).numpy()
+        waiting = scores(X[:5])
+        with pytest.raises(RecompileError) as caught:
+            waiting.numpy()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and "no_recompile" in lines[0] and "dp.why()" in lines[2]
+    assert "f32[5,11] instead of f32[6,11]" in lines[1]
+    assert f"(test_compiles.py:{line_of('scores')})" in lines[1]
+    assert waiting.numpy().tobytes() == scores(X).numpy()[:5].tobytes()  # it waited on
+
+
+def test_no_recompile_leaves_a_training_step_as_it_was():
+    def train(forbidden):
+        model, _, step = trainer(optim.Adam)
+        for _ in range(2):
+            step(X, Y)
+        if forbidden:
+            with pytest.raises(RecompileError), dp.no_recompile():
+                step(X[:3], Y[:3])
+                model.parameters()[0].numpy()
+        else:
+            step(X[:3], Y[:3])
+        step(X, Y)
+        return [p.numpy().tobytes() for p in model.parameters()]
+
+    assert train(True) == train(False)
+
+
+def test_no_recompile_of_a_compiled_function():
+    step = dp.compile(lambda x: dp.exp(x) * 1.25)
+    step(X)
+    with dp.no_recompile():
+        step(X)
+        with pytest.raises(RecompileError, match=r"f32\[2,11\] instead of f32\[6,11\]"):
+            step(X[:2])
+    assert step(X[:2]).numpy().tobytes() == step(X).numpy()[:2].tobytes()
+
+
+def test_no_recompile_holds_for_its_own_thread():
+    seen = []
+    with dp.no_recompile():
+        worker = threading.Thread(
+            target=lambda: seen.append(dp.tensor(X[:1]) * 2.5 - dp.log1p(dp.tensor(X[:1] ** 2)))
+        )
+        worker.start()
+        worker.join()
+        with pytest.raises(RecompileError):
+            (dp.tensor(X[:4]) * 2.5 - dp.expm1(dp.tensor(X[:4]))).numpy()
+    assert seen[0].shape == (1, 11)
