@@ -239,6 +239,7 @@ class CompositeOperator:
         self.signature = inspect.Signature(parameters)
         self.tensor_names = [p.name for p in parameters if p.kind != p.KEYWORD_ONLY]
         self.attribute_names = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+        self.arity = len(self.tensor_names)
         self.needed = sum(1 for p in parameters if p.default is empty)
         self.defaults = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
         self.gradient: Callable[..., Any] | None = None
@@ -265,23 +266,28 @@ class CompositeOperator:
         return rule
 
     def __call__(self, *tensors: Any, **attributes: Any) -> Handle:
-        if len(tensors) != len(self.tensor_names) or not attributes.keys() <= self.defaults.keys():
-            tensors = self._arranged(tensors, attributes)
+        op = self.plain
+        if attributes or len(tensors) != self.arity:
+            op, tensors = self._general(tensors, attributes)
         for t in tensors:
             if not isinstance(t, Operand):
                 if any(t is None for t in tensors[: self.needed]):
                     raise self._misused("a tensor is None")
                 tensors = tuple([operand(t) for t in tensors if t is not None])
                 break
-        if not attributes:
-            op = self.plain
-        else:
-            values = [
-                self._plain(n, attributes[n]) if n in attributes else default
-                for n, default in self.defaults.items()
-            ]
-            op = self.bound(tuple(values))
         return current().record(op, tensors)
+
+    def _general(
+        self, tensors: tuple[Any, ...], attributes: dict[str, Any]
+    ) -> tuple[Composite, tuple[Any, ...]]:
+        """The call with attributes, and with tensors that were named or left out."""
+        if len(tensors) != self.arity or not attributes.keys() <= self.defaults.keys():
+            tensors = self._arranged(tensors, attributes)
+        values = [
+            self._plain(n, attributes[n]) if n in attributes else default
+            for n, default in self.defaults.items()
+        ]
+        return self.bound(tuple(values)), tensors
 
     @functools.cached_property
     def plain(self) -> Composite:
