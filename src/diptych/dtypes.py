@@ -110,11 +110,17 @@ def promote(a: DType, b: DType, what: str = "the operator") -> DType:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dim:
     """A symbolic dimension: a sum of integer multiples of products of symbols."""
 
     terms: tuple[tuple[tuple[str, ...], int], ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dim) and self.terms == other.terms
+
+    def __hash__(self) -> int:
+        return hash(self.terms)
 
     @staticmethod
     def symbol(name: str) -> Dim:

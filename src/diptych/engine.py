@@ -19,7 +19,7 @@ from diptych.compiler.orders import wanted_orders
 from diptych.compiler.pipeline import ENTRY, compile_graph
 from diptych.compiler.sizes import NO_HINTS
 from diptych.compiler.target import Target
-from diptych.dtypes import Dim, Shape, bind, symbols
+from diptych.dtypes import Dim, Dimension, Shape, bind, symbols
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
@@ -273,21 +273,22 @@ class LoopExecutable(Executable):
         strides: Mapping[int, Shape],
         donated: dict[int, int],
         start: int,
-        batch: int,
+        batch: Dimension,
         random: Sequence[int],
+        hints: Mapping[str, int] = NO_HINTS,
     ) -> None:
         self.place = (start, batch, tuple(random))
-        super().__init__(graph, strides, donated)
+        super().__init__(graph, strides, donated, hints)
 
     def _load(self, target: Target) -> Code:
         start, batch, random = self.place
         outputs = [
-            (len(self.graph.inputs) + n, int(o.type.size) * o.type.dtype.bytes)  # type: ignore[arg-type]
+            (len(self.graph.inputs) + n, o.type.size * o.type.dtype.bytes)
             for n, o in enumerate(self.graph.outputs)
             if n not in self.donated
         ]
         stacks = len(self.graph.inputs) + len(self.graph.outputs) + len(self.constants) + 3
-        loop = Loop(start, batch, tuple(outputs), stacks, random)
+        loop = Loop(start, batch, tuple(outputs), stacks, random, self.compiled.table)
         return Code(self.compiled.llvm + emit_loop(loop), target, [ENTRY], [LOOP_ENTRY])
 
     def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:
@@ -310,7 +311,7 @@ class ReferenceExecutable:
     def __init__(self, graph: Graph, donated: dict[int, int]) -> None:
         self.graph, self.donated = graph, donated
 
-    def at(self, sizes: Mapping[str, int]) -> ReferenceExecutable:
+    def at(self, sizes: Mapping[str, int]) -> Self:
         return self
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:

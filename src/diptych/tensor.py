@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from diptych.autodiff import gradients, history_of, release, was_released
-from diptych.dtypes import DType, TensorType, as_dtype
+from diptych.dtypes import DType, TensorType, as_dtype, product
 from diptych.engine import empty, empty_columns
 from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Node, Operand, Operator, constant_node, input_node
 from diptych.graph.record import Recorder, author_line, current, origin
 from diptych.ops import contract, elementwise, functions, indexing, reduce, shape
 from diptych.ops.base import host_array, need_float
+from diptych.size import Looked
 
 Array = np.ndarray[Any, Any]
 BINDS = [0]  # how often a parameter took a node as its value
@@ -29,6 +30,7 @@ class TensorRecorder(Recorder):
     is_panel = True
     grad_enabled = True
     keeps_history = False  # whether backward leaves the history there
+    looked: Looked | None = None  # where sizes of a capture are symbols
     device: str
     lock: Any  # held while state is read or written
 
@@ -136,6 +138,9 @@ class Tensor(Operand):
 
     @property
     def shape(self) -> tuple[Any, ...]:
+        looked = self.recorder.looked
+        if looked is not None:
+            return tuple([looked.shown(d) for d in self.node.type.shape])
         return self.node.type.shape
 
     @property
@@ -148,7 +153,7 @@ class Tensor(Operand):
 
     @property
     def size(self) -> Any:
-        return self.node.type.size
+        return product(self.shape)
 
     @property
     def requires_grad(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diptych.compiler.pipeline import ENTRY
+from diptych.compiler.sizes import Sizes, SizeTable
+from diptych.dtypes import Dimension
 
 LOOP_ENTRY = "diptych_loop"
 
@@ -16,18 +18,22 @@ class Loop:
     streams in the slots `random` advance by their number."""
 
     start: int
-    batch: int
-    outputs: tuple[tuple[int, int], ...]
+    batch: Dimension
+    outputs: tuple[tuple[int, Dimension], ...]
     stacks: int
     random: tuple[int, ...]
+    table: SizeTable
 
 
 def emit_loop(loop: Loop) -> str:
     """`diptych_loop(table, arena, steps)` returns 0, or the code of the step that failed."""
+    sizes = Sizes(loop.table)
+    batch, counts = sizes.size(loop.batch), [sizes.size(size) for _, size in loop.outputs]
     lines = [
         "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
         f"define i64 @{LOOP_ENTRY}(ptr %table, ptr %arena, i64 %steps) {{",
         "entry:",
+        *sizes.lines,
         *_pointer("start", loop.start),
     ]
     for n, (slot, _) in enumerate(loop.outputs):
@@ -41,7 +47,7 @@ def emit_loop(loop: Loop) -> str:
         "  %more = icmp slt i64 %i, %steps",
         "  br i1 %more, label %body, label %done",
         "body:",
-        f"  %row = mul i64 %i, {loop.batch}",
+        f"  %row = mul i64 %i, {batch}",
         "  store i64 %row, ptr %start",
         f"  %code = call i64 @{ENTRY}(ptr %table, ptr %arena)",
         "  %bad = icmp ne i64 %code, 0",
@@ -50,7 +56,7 @@ def emit_loop(loop: Loop) -> str:
         "  ret i64 %code",
         "tail:",
     ]
-    for n, (_, size) in enumerate(loop.outputs):
+    for n, size in enumerate(counts):
         lines += [
             f"  %at{n} = mul i64 %i, {size}",
             f"  %place{n} = getelementptr i8, ptr %to{n}, i64 %at{n}",

@@ -37,12 +37,16 @@ class Compiled:
 
     llvm: str
     arena_bytes: int
-    symbols: tuple[str, ...]
+    table: SizeTable
     temporaries: tuple[Life, ...]
     constants: tuple[np.ndarray[Any, Any], ...]
     checks: tuple[Check, ...]
     kernels: tuple[Kernel, ...]
     in_place: tuple[int, ...]  # outputs that are written over their donated inputs
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return self.table.symbols
 
     def words(self, sizes: Mapping[str, int]) -> tuple[list[int], int]:
         """What the last slot of the table points to for these sizes, and the arena's bytes."""
@@ -81,7 +85,7 @@ def compile_graph(
     return Compiled(
         emit_module(kernels, target, check_slot + 1, table),
         arena,
-        table.symbols,
+        table,
         temporaries,
         tuple(np.ascontiguousarray(n.op.array(n.type)) for n in fusion.constants),  # type: ignore[attr-defined]
         tuple(fusion.checks),

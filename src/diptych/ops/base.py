@@ -16,6 +16,7 @@ from diptych.errors import DiptychError, DtypeError, GraphError, InternalError, 
 from diptych.graph.node import Graph, Node, Operand, Operator, Source, input_node, walk
 from diptych.graph.record import GRAPH, current, recording
 from diptych.kernel.expr import Expr
+from diptych.size import has_size, without_notes
 
 Handle = Any  # a Node in rules and bodies, a Tensor in the panels
 
@@ -70,8 +71,18 @@ def record(op: Operator, *operands: Handle) -> Handle:
     return current().record(op, operands)
 
 
+def with_dims(op: Operator) -> Operator:
+    """The operator with plain dimensions where its attributes have the author's sizes."""
+    given = op.attributes()
+    if not any(has_size(v) for v in given.values()):
+        return op
+    if isinstance(op, Composite):
+        return Composite(op.operator, tuple(map(without_notes, op.values)))
+    return type(op)(**{name: without_notes(v) for name, v in given.items()})
+
+
 def is_scalar(value: Any) -> bool:
-    return isinstance(value, bool | int | float) and not isinstance(value, np.generic)
+    return isinstance(value, bool | int | float | Dim) and not isinstance(value, np.generic)
 
 
 def host_array(value: Any) -> np.ndarray[Any, Any]:
@@ -113,6 +124,8 @@ def operand(value: Any, dtype: DType | None = None) -> Handle:
         return value
     if type(value) is np.ndarray:
         return current().array(value)
+    if isinstance(value, Dim):
+        return record(ALL["extent"](value, (dtype or i64).name))
     if is_scalar(value):
         if dtype is None:
             dtype = as_dtype("bool") if isinstance(value, bool) else f32

@@ -10,26 +10,42 @@ from typing import Any, overload
 
 import numpy as np
 
-from diptych.dtypes import TensorType, as_dtype
+from diptych.dtypes import Dim, TensorType, as_dtype
 from diptych.errors import DiptychError, FrozenValueError
 from diptych.graph.node import Graph, Input, Node, Where, input_node
 from diptych.graph.record import author_line, current
 from diptych.graph.text import print_graph
+from diptych.size import Looked
 from diptych.static.executor import Executor, Feed, Plan
 from diptych.static.guard import PLAIN, Guard, Reached, Snapshot, Watch
 from diptych.static.program import Program
+from diptych.static.promote import Structure, Symbols
 from diptych.tensor import Tensor, current_panel, default_panel
 
 Array = np.ndarray[Any, Any]
 Function = Callable[..., Any]
 INPUT = Input()
+NO_SYMBOLS: Symbols = {}
 
 
 class Captured:
     """One capture: a program, the structure of its result, the gradients it leaves, its guard."""
 
-    def __init__(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        symbols: Symbols = NO_SYMBOLS,
+    ) -> None:
+        """`symbols` are sizes of arguments that the capture holds for all values of. Where the
+        function asks for one of them as a number, SizeRead is raised and nothing changed."""
+        self.symbols = symbols
         self.program = Program(captured=True)
+        if symbols:
+            self.program.looked = Looked(
+                self._sizes([a for a in leaves((args, kwargs)) if is_array(a)])
+            )
         self.program.grad_enabled = default_panel().grad_enabled
         code = getattr(function, "__code__", None)
         self.where = Where(code.co_filename, code.co_firstlineno) if code else author_line()
@@ -43,6 +59,8 @@ class Captured:
             )
             self.kept = self._gradients()
             self._nothing_left()
+            if self.program.looked is not None and self.program.looked.names:
+                raise SizeRead
         except BaseException:
             snapshot.restore()
             raise
@@ -69,12 +87,20 @@ class Captured:
         array = value if isinstance(value, Tensor) else np.asarray(value)
         dtype = array.dtype if isinstance(array, Tensor) else as_dtype(array.dtype)
         name = f"argument_{len(places)}"
-        node = input_node(TensorType(tuple(array.shape), dtype), name, self.where)
+        n = len(places)
+        shape = [
+            Dim.symbol(self.symbols[n, axis]) if (n, axis) in self.symbols else d
+            for axis, d in enumerate(array.shape)
+        ]
+        node = input_node(TensorType(tuple(shape), dtype), name, self.where)
         node.needs_grad = isinstance(array, Tensor) and array.requires_grad
         self.program.feeds[name] = Feed(name, node)
         self.program.names[name] = node
         places.append(Tensor(node, self.program))
         return places[-1]
+
+    def _sizes(self, arrays: Sequence[Any]) -> dict[str, int]:
+        return {name: arrays[n].shape[axis] for (n, axis), name in self.symbols.items()}
 
     def _structure(self, result: Any) -> Any:
         """The result with every tensor replaced by its number."""
@@ -141,7 +167,8 @@ class Captured:
             plan = self.plans[device] = Plan(self.program, self.wanted, device)
             used = {f.name for f in plan.feeds}
             self.read = [n for n in range(len(arrays)) if f"argument_{n}" in used]
-        values = plan.call([_host(arrays[n]) for n in self.read], NO_SIZES)
+        sizes = self._sizes(arrays) if self.symbols else NO_SIZES
+        values = plan.call([_host(arrays[n]) for n in self.read], sizes)
         panel = default_panel()
         if self.structure == 0 and len(values) == 1:  # one tensor, as most steps return
             result: Any = _wrap(panel, values[0], self.wanted[0])
@@ -156,11 +183,16 @@ class Captured:
         return result
 
 
-NO_SIZES: dict[str, int] = {}  # a capture knows all sizes
+NO_SIZES: dict[str, int] = {}  # of a capture that knows all sizes
+
+
+class SizeRead(Exception):
+    """A function needed as a number what was to be any size."""
 
 
 def _wrap(panel: Any, value: Array, made: Node) -> Tensor:
-    node = Node(INPUT, (), made.type, made.where)
+    type = made.type if made.type.shape == value.shape else made.type.with_shape(value.shape)
+    node = Node(INPUT, (), type, made.where)
     node.value = value
     # A value that depends on parameters has no history here: backward from it is an error.
     if made.needs_grad and not made.leaf:
@@ -208,16 +240,18 @@ def leaves(value: Any) -> list[Any]:
     return [value]
 
 
-def _key(value: Any) -> Any:
-    """What a capture needs to know of an argument: types of arrays, plain values, identities."""
+def _key(value: Any, any_size: bool = False) -> Any:
+    """What a capture needs to know of an argument: types of arrays, plain values, identities;
+    of sizes only how many there are where it holds for all."""
     if isinstance(value, Tensor):
-        return value.type, value.requires_grad
+        shape = value.ndim if any_size else value.shape
+        return shape, value.dtype, value.requires_grad
     if is_array(value):
-        return value.shape, value.dtype
+        return value.ndim if any_size else value.shape, value.dtype
     if type(value) in (tuple, list):
-        return type(value), tuple([_key(v) for v in value])
+        return type(value), tuple([_key(v, any_size) for v in value])
     if type(value) is dict:
-        return dict, tuple([(k, _key(v)) for k, v in value.items()])
+        return dict, tuple([(k, _key(v, any_size)) for k, v in value.items()])
     if isinstance(value, PLAIN):
         return type(value), repr(value)
     return id(value)
@@ -259,6 +293,7 @@ class Compiled:
         self.function, self.check, self.calls = function, check, 0
         self.executor = Executor()
         self.captures: dict[Any, list[Captured]] = {}
+        self.structures: dict[Any, Structure] = {}
         self.scans: dict[Any, Any] = {}
         # The last call, which the next one is held against: types of arguments, mode, capture.
         self.form: Any = None
@@ -289,13 +324,22 @@ class Compiled:
             if capture.valid():
                 self.last = capture
                 return capture
-        known.append(Captured(self.function, args, kwargs))
-        self.last = known[-1]
-        return known[-1]
+        self.last = self._for_all_sizes(args, kwargs) or Captured(self.function, args, kwargs)
+        known.append(self.last)
+        return self.last
+
+    def _for_all_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured | None:
+        """A capture with symbols for the sizes that were seen to change."""
+        shapes = tuple([tuple(a.shape) for a in leaves((args, kwargs)) if is_array(a)])
+        key = (_key(args, True), _key(kwargs, True), self.mode)
+        structure = self.structures.setdefault(key, Structure())
+        return structure.find(
+            shapes, lambda symbols: Captured(self.function, args, kwargs, symbols)
+        )
 
     def _compare(self, found: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record the function anew, and hold the result against the capture in use."""
-        fresh = Captured(self.function, args, kwargs)
+        fresh = Captured(self.function, args, kwargs, found.symbols)
         old, new = (print_graph(c.graph()).splitlines() for c in (found, fresh))
         for a, b in zip([*old, ""], [*new, ""], strict=False):
             if a != b:
@@ -325,6 +369,8 @@ def compile(function: Function | None = None, *, check: int = 0) -> Any:
     A capture is guarded by the numbers among the globals, closure variables and attributes that
     the function names, by the identity of modules, optimizers and parameters, by the modes (train,
     no_grad) and by which gradients are there: where one differs, the function is captured anew.
+    Once a size of an argument was seen to change, the next capture holds for all sizes of 2 and
+    more, unless the function needs the size as a number (to branch on it, to loop so often).
     What would be frozen silently is a FrozenValueError that names the line. Guards do not see what
     a function reads from elsewhere (a file, the clock, a C library); `check=n` records every n-th
     call anew and raises where the graph differs.

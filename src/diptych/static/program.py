@@ -12,10 +12,11 @@ import numpy as np
 from diptych.dtypes import Dim, DType, TensorType, as_dtype
 from diptych.errors import FeedError, FrozenValueError, ObservedWhileRecording, StartupError
 from diptych.generator import default_generator
-from diptych.graph.node import Input, Node, constant_node, input_node, walk
+from diptych.graph.node import Input, Node, Operator, constant_node, input_node, walk
 from diptych.graph.record import author_line, current, recording
-from diptych.ops.base import Composite, whole
+from diptych.ops.base import Composite, whole, with_dims
 from diptych.ops.elementwise import stop_gradient
+from diptych.size import Looked
 from diptych.static.executor import Executor, Feed, Startup, Trace
 from diptych.tensor import Parameter, Tensor, TensorRecorder, default_panel
 
@@ -48,6 +49,7 @@ class Program(TensorRecorder):
         self.outputs: list[Tensor] = []  # what a loaded program computes
         self.parent: Program | None = None
         self.moved: dict[int, Node] = {}  # nodes of the parent that were replaced
+        self.looked: Looked | None = None  # how the author of a capture meets its symbols
         self.version = 0
         self._executor = Executor()
         self._entered: list[Any] = []
@@ -62,6 +64,11 @@ class Program(TensorRecorder):
         self._entered.pop().__exit__(*problem)
 
     # ---- recording -------------------------------------------------------------------------
+
+    def record(self, op: Operator, operands: Sequence[Any]) -> Tensor:
+        if self.looked is not None:
+            op = with_dims(op)
+        return super().record(op, operands)
 
     def made(self, tensor: Tensor) -> Tensor:
         node = tensor.node

@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 
 from diptych import engine
-from diptych.dtypes import TensorType, as_dtype, i64
+from diptych.dtypes import Dim, Dimension, TensorType, as_dtype, i64
 from diptych.engine import element_strides
 from diptych.errors import DiptychError, ShapeError
 from diptych.generator import default_generator
 from diptych.graph.node import Graph, Node, input_node
 from diptych.graph.record import GRAPH, recording
-from diptych.graph.rewrite import rebuilt
+from diptych.graph.rewrite import rebuilt, specialise
 from diptych.ops.elementwise import add, cast, divide
 from diptych.ops.indexing import arange, gather
 from diptych.static.capture import Captured, Compiled
 from diptych.tensor import default_panel
 
 Array = np.ndarray[Any, Any]
+BATCH, ROWS = Dim.symbol("B"), Dim.symbol("R")
+NEEDS_SIZE = object()  # instead of a step for any size, where it needs the number
 
 
 def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
@@ -44,10 +46,13 @@ def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
     loader.epoch += 1
     whole, rest = divmod(len(order), loader.batch_size)
     results: list[list[Array]] = []
+    rest = 0 if loader.drop_last else rest
+    any_size = whole > 0 and rest >= 2  # one executable for the batches and the last one
     if whole:
-        results.append(_run(function, runs, loader, arrays, order, loader.batch_size, whole))
-    if rest and not loader.drop_last:
-        results.append(_run(function, runs, loader, arrays, order[-rest:], rest, 1))
+        size = loader.batch_size
+        results.append(_run(function, runs, loader, arrays, order, size, whole, any_size))
+    if rest:
+        results.append(_run(function, runs, loader, arrays, order[-rest:], rest, 1, any_size))
     return [_joined(parts) for parts in zip(*results, strict=True)]
 
 
@@ -70,33 +75,48 @@ def _run(
     order: Array,
     batch: int,
     steps: int,
+    any_size: bool,
 ) -> list[Array]:
     dataset = loader.dataset
     types = tuple([(a.shape, a.dtype) for a in arrays])
-    key = (batch, steps == 1, len(order), types, float(dataset.scale), float(dataset.shift))
-    found = runs.get(key)
+    key = (types, float(dataset.scale), float(dataset.shift))
+    if any_size:
+        made: Any = runs.get(key)
+        if made is None or (made is not NEEDS_SIZE and not made.capture.valid()):
+            try:
+                made = Scanned(function, dataset, arrays, batch, ROWS, BATCH)
+            except Exception:  # without symbols it works, or says what is wrong
+                made = NEEDS_SIZE
+            runs[key] = made
+        if made is not NEEDS_SIZE:
+            return made.run(arrays, order, batch, steps)
+    special = (*key, batch, len(order))
+    found = runs.get(special)
     if found is None or not found.capture.valid():
-        found = runs[key] = Scanned(function, dataset, arrays, len(order), batch)
-    return found.run(arrays, order, steps)
+        found = runs[special] = Scanned(function, dataset, arrays, batch, len(order), batch)
+    return found.run(arrays, order, batch, steps)
 
 
 class Scanned:
-    """A step captured on one size of batch, with the batch made inside."""
+    """A step captured with the batch made inside; `rows` and `size` of the batch are numbers, or
+    symbols for an executable that takes any. `sample` rows are what the capture is shown."""
 
     def __init__(
         self,
         function: Callable[..., Any],
         dataset: Any,
         arrays: Sequence[Array],
-        rows: int,
-        batch: int,
+        sample: int,
+        rows: Dimension,
+        size: Dimension,
     ) -> None:
-        sample = [
-            np.zeros((batch, *a.shape[1:]), b.dtype)
+        shown = [
+            np.zeros((sample, *a.shape[1:]), b.dtype)
             for a, b in zip(arrays, dataset[np.arange(1)], strict=True)
         ]
-        self.capture = Captured(function, tuple(sample), {})
-        self.batch = batch
+        symbolic = {(n, 0): "B" for n in range(len(shown))} if size is BATCH else {}
+        self.capture = Captured(function, tuple(shown), {}, symbolic)
+        self.size = size
         program = self.capture.program
         if any(grad is not None for _, grad in self.capture.kept):
             raise DiptychError(
@@ -107,7 +127,7 @@ class Scanned:
         self.start = input_node(TensorType((), i64), "start")
         self.order = input_node(TensorType((rows,), i64), "order")
         self.data = [input_node(TensorType(a.shape, as_dtype(a.dtype))) for a in arrays]
-        made = self._batch(dataset, batch)
+        made = self._batch(dataset, size)
         feeds = [f.node for f in program.feeds.values()]
         self.updates = program.updates()
         self.state = list(program.state.values())
@@ -118,11 +138,12 @@ class Scanned:
         new = rebuilt(roots, dict(zip(map(id, feeds), made, strict=True)))
         self.graph = Graph(tuple(inputs), tuple(new))
         self.executables: dict[Any, engine.LoopExecutable | engine.ReferenceLoop] = {}
+        self.checked: set[tuple[int, ...]] = set()
 
-    def _batch(self, dataset: Any, batch: int) -> list[Node]:
+    def _batch(self, dataset: Any, size: Dimension) -> list[Node]:
         """Rows of the data set at the positions order[start : start + batch]."""
         with recording(GRAPH):
-            places = gather(self.order, add(arange(batch), self.start))
+            places = gather(self.order, add(arange(size), self.start))
             made = []
             for source in self.data:
                 rows = gather(source, places)
@@ -132,7 +153,8 @@ class Scanned:
                 made.append(rows)
         return made
 
-    def run(self, arrays: Sequence[Array], order: Array, steps: int) -> list[Array]:
+    def run(self, arrays: Sequence[Array], order: Array, batch: int, steps: int) -> list[Array]:
+        """`steps` batches of so many rows, in this order."""
         panel = default_panel()
         values: list[Array] = [np.zeros((), np.int64), order, *arrays]
         first = len(values)
@@ -150,18 +172,22 @@ class Scanned:
             if node.type == TensorType((2,), i64):
                 random.append(first + len(self.state) + n)
         strides = tuple(element_strides(v) for v in values)
-        key = (panel.device, strides)
+        sizes = {"B": batch, "R": len(order)} if self.size is BATCH else {}
+        reference = panel.device == "reference"
+        if sizes and tuple(sizes.values()) not in self.checked:
+            specialise(self.graph, sizes)  # which says where they do not fit
+            self.checked.add(tuple(sizes.values()))
+        key = (panel.device, strides, tuple(sizes.items()) if reference else ())
         found = self.executables.get(key)
         if found is None:
-            place_of = (0, self.batch, random)
-            if panel.device == "reference":
-                found = engine.ReferenceLoop(self.graph, donated, *place_of)
+            graph = specialise(self.graph, sizes) if reference else self.graph
+            if reference:
+                found = engine.ReferenceLoop(graph, donated, 0, batch, random)
             else:
-                found = engine.LoopExecutable(
-                    self.graph, dict(enumerate(strides)), donated, *place_of
-                )
+                order_of = dict(enumerate(strides))
+                found = engine.LoopExecutable(graph, order_of, donated, 0, self.size, random, sizes)
             self.executables[key] = found
-        stacked = found.run_steps(values, steps)
+        stacked = found.at(sizes).run_steps(values, steps)
         self._after(values, place, len(random) * (steps - 1))
         return stacked
 
