@@ -6,7 +6,8 @@ from cases import CASES, Case
 from test_operators import same_bits
 
 import diptych as dp
-from diptych import engine
+import diptych.nn.functional as F
+from diptych import data, engine, nn, optim
 from diptych.errors import DiptychError, ShapeError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
@@ -88,3 +89,177 @@ LONG = {
 def test_long_axes_are_summed_in_blocks_whose_number_is_known_at_run_time(name):
     case = next(c for c in CASES if c.name == name)
     check(case, LONG[name], (5, 1023, 1024, 1025, 2049), special=(2049,))
+
+
+# ---- the static panel ------------------------------------------------------------------------
+
+
+def network():
+    """A model and a step of training; the same numbers every time."""
+    dp.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 10))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+    def step(x, y):
+        loss = F.cross_entropy(model(F.dropout(x.reshape(x.shape[0], 20), 0.1)), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return model, step
+
+
+def batches(*sizes):
+    rng = np.random.default_rng(3)
+    return [
+        (rng.standard_normal((n, 4, 5)).astype(np.float32), rng.integers(0, 10, n)) for n in sizes
+    ]
+
+
+def weights(model):
+    return b"".join(p.numpy().tobytes() for p in model.parameters())
+
+
+def compiles(call, *args):
+    before = engine.STATISTICS.compiles
+    return call(*args), engine.STATISTICS.compiles - before
+
+
+def test_a_program_compiles_once_for_all_batches_and_anew_for_0_and_1():
+    with dp.Program() as program:
+        x = dp.data("x", [None, 7])
+        w = dp.Parameter(np.arange(21, dtype=np.float32).reshape(3, 7))
+        out, mean = F.linear(x, w), F.linear(x, w).mean()
+    program.startup.run()
+    made = []
+    for n in (16, 10, 2, 33, 1, 0, 5):
+        given = np.random.default_rng(n).standard_normal((n, 7)).astype(np.float32)
+        found, count = compiles(program.run, {"x": given}, [out, mean] if n else [out])
+        made.append(count)
+        expected = dp.Executor("reference").run(program, {"x": given}, [out, mean] if n else [out])
+        for a, b in zip(found, expected, strict=True):
+            same_bits(np.asarray(a), np.asarray(b))
+    assert made == [1, 0, 0, 0, 1, 1, 0]
+
+
+def test_an_index_outside_of_a_size_that_is_known_at_run_time_is_an_error():
+    with dp.Program() as program:
+        x = dp.data("x", [None, 3])
+        row = x[4]
+    assert program.run({"x": np.ones((6, 3), np.float32)}, [row])[0].tolist() == [1, 1, 1]
+    with pytest.raises(ShapeError, match=r"inside the axis[\s\S]*test_symbolic.py"):
+        program.run({"x": np.ones((4, 3), np.float32)}, [row])
+
+
+def test_a_loaded_program_compiles_once_for_all_batches(tmp_path):
+    with dp.Program() as program:
+        x = dp.data("x", [None, 7])
+        out = F.softmax(F.linear(x, dp.Parameter(np.ones((3, 7), np.float32))))
+    program.startup.run()
+    dp.save(program, tmp_path / "p.safetensors", ["x"], [out])
+    loaded = dp.load(tmp_path / "p.safetensors")
+    counts = [compiles(loaded.run, {"x": np.ones((n, 7), np.float32)})[1] for n in (8, 3, 64, 1025)]
+    assert counts == [1, 0, 0, 0]
+
+
+def test_a_capture_holds_for_all_sizes_once_one_was_seen_to_change():
+    model, step = network()
+    fast = dp.compile(step)
+    dp.manual_seed(5)
+    found = [compiles(fast, *b) for b in batches(16, 16, 10, 7, 16, 33, 10, 1, 2)]
+    assert [count for _, count in found] == [1, 0, 1, 0, 0, 0, 0, 1, 0]
+    other, slow = network()
+    dp.manual_seed(5)
+    for (loss, _), (x, y) in zip(found, batches(16, 16, 10, 7, 16, 33, 10, 1, 2), strict=True):
+        same_bits(loss.numpy(), slow(dp.tensor(x), dp.tensor(y)).numpy())
+    assert weights(model) == weights(other)
+
+
+def needs_number(read):
+    """How often a function that reads a size in this way is compiled for sizes 4, 3, 2, 6."""
+    fast = dp.compile(lambda x: x * 2 + read(x))
+    counts = []
+    for n in (4, 3, 2, 6):
+        x = np.arange(n, dtype=np.float32)
+        value, count = compiles(fast, x)
+        same_bits(value.numpy(), (dp.tensor(x) * 2 + read(dp.tensor(x))).numpy())
+        counts.append(count)
+    return counts
+
+
+READS = {
+    "a comparison": lambda x: 1.0 if x.shape[0] > 3 else 2.0,
+    "equality": lambda x: 1.0 if x.shape == (3,) else 2.0,
+    "a range": lambda x: sum(float(n) for n in range(x.shape[0])),
+    "a float": lambda x: 0.5 * x.shape[0],
+    "a division": lambda x: 1 / x.shape[0],
+    "its length": lambda x: float(len(x)),
+    "an array": lambda x: np.ones(x.shape, np.float32),
+    "its text": lambda x: float(f"{x.shape[0]}"),
+    "a key": lambda x: {3: 1.0}.get(x.shape[0], 2.0),
+    "a remainder": lambda x: float(x.shape[0] % 4),
+    "half of it": lambda x: float(x.shape[0] // 2),
+    "a slice": lambda x: x[: x.shape[0] - 1].sum(),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_function_that_needs_the_number_is_captured_for_each_size(name):
+    assert needs_number(READS[name]) == [1, 1, 1, 1]
+
+
+KEEPS = {
+    "arithmetic": lambda x: x.reshape(1, x.shape[0] * 2 // 2).sum(),
+    "a divisor": lambda x: x.sum() / x.shape[0],
+    "comparisons with 0 and 1": lambda x: 1.0 if x.shape[0] > 1 and x.shape[0] != 0 else 2.0,
+    "its own shape": lambda x: 1.0 if x.shape == (x * 2).shape else 2.0,
+    "random numbers": lambda x: dp.uniform(x.shape) * 0.0,
+    "positions": lambda x: dp.arange(x.shape[0]).astype("f32"),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS)
+def test_a_function_that_does_not_need_the_number_is_compiled_twice(name):
+    assert needs_number(KEEPS[name]) == [1, 1, 0, 0]
+
+
+def test_sizes_that_change_apart_have_symbols_of_their_own():
+    fast = dp.compile(lambda a, b: (dp.matmul(a, b) + a.shape[0]).sum(1))
+    counts = []
+    for m, k, n in ((2, 3, 4), (5, 3, 6), (7, 3, 9), (7, 8, 9), (4, 5, 9), (6, 2, 3)):
+        a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+        value, count = compiles(fast, a, b)
+        same_bits(value.numpy(), (a @ b + np.float32(m)).sum(1))
+        counts.append(count)
+    assert counts == [1, 1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_an_epoch_with_a_ragged_end_compiles_once(device):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (41, 4, 5)).astype(np.uint8), rng.integers(0, 10, 41)
+
+    def loader():
+        return data.DataLoader(data.arrays(images, labels), 16, shuffle=True, seed=1)
+
+    dp.use_device(device)
+    try:
+        model, step = network()
+        dp.manual_seed(5)
+        fast, epochs = dp.compile(step), loader()
+        counts, losses = [], []
+        for _ in range(2):
+            (epoch,), count = compiles(dp.scan, fast, epochs)
+            counts.append(count)
+            losses.append(epoch)
+        assert counts == ([1, 0] if device == "cpu" else [0, 0])
+        other, slow = network()
+        dp.manual_seed(5)
+        again = loader()
+        for epoch in losses:
+            expected = [slow(dp.tensor(x), dp.tensor(y)).item() for x, y in again]
+            assert epoch.tolist() == expected
+        assert weights(model) == weights(other)
+    finally:
+        dp.use_device("cpu")

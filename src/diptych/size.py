@@ -50,7 +50,7 @@ class Size(Dim):
         """An operation that keeps symbols, or on the number where the other is no dimension."""
         if not isinstance(other, DIMENSIONS):
             return plain(self.number(), other)
-        result = rule(self, other)
+        result = rule(Dim(self.terms), _as_dimension(other))
         return self.looked.shown(result)
 
     def __add__(self, other: Any) -> Any:
@@ -66,10 +66,10 @@ class Size(Dim):
         return self._kept(other, Dim.__mul__, lambda a, b: b * a)
 
     def __sub__(self, other: Any) -> Any:
-        return self._kept(other, lambda a, b: Dim.__add__(a, -1 * b), operator.sub)
+        return self._kept(other, Dim.__sub__, operator.sub)
 
     def __rsub__(self, other: Any) -> Any:
-        return self._kept(other, lambda a, b: Dim.__add__(Dim.__mul__(a, -1), b), _from)
+        return self._kept(other, Dim.__rsub__, lambda a, b: b - a)
 
     def __neg__(self) -> Any:
         return -1 * self
@@ -85,7 +85,7 @@ class Size(Dim):
     def _quotient(self, other: Any) -> Dimension | None:
         if not isinstance(other, DIMENSIONS) or (not isinstance(other, Dim) and other <= 0):
             return None
-        exact = exact_quotient(self, other)
+        exact = exact_quotient(Dim(self.terms), _as_dimension(other))
         return None if exact is None else self.looked.shown(exact)
 
     def __rfloordiv__(self, other: Any) -> Any:
@@ -155,8 +155,8 @@ class Size(Dim):
         return isinstance(other, int) and other + beyond <= self._least()
 
 
-def _from(a: Any, b: Any) -> Any:
-    return b - a
+def _as_dimension(value: Any) -> Dimension:
+    return Dim(value.terms) if isinstance(value, Dim) else int(value)
 
 
 def _plain(value: Any) -> Any:

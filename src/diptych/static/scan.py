@@ -89,7 +89,7 @@ def _run(
                 made = NEEDS_SIZE
             runs[key] = made
         if made is not NEEDS_SIZE:
-            return made.run(arrays, order, batch, steps)
+            return list(made.run(arrays, order, batch, steps))
     special = (*key, batch, len(order))
     found = runs.get(special)
     if found is None or not found.capture.valid():
