@@ -8,9 +8,11 @@ from test_operators import same_bits
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import data, engine, nn, optim
-from diptych.errors import DiptychError, ShapeError
+from diptych.dynamic import set_eager
+from diptych.errors import DiptychError, ShapeError, ValueRangeError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
+from diptych.trail import Point
 
 SIZES = (2, 3, 7, 16, 17)
 
@@ -225,14 +227,18 @@ def test_a_function_that_does_not_need_the_number_is_compiled_twice(name):
 
 
 def test_sizes_that_change_apart_have_symbols_of_their_own():
-    fast = dp.compile(lambda a, b: (dp.matmul(a, b) + a.shape[0]).sum(1))
+    def call(a, b):
+        a, b = (x.reshape(x.shape[0], x.shape[2]) for x in (a, b))
+        return (dp.matmul(a, b.T) + a.shape[0]).sum(1)
+
+    fast = dp.compile(call)
     counts = []
-    for m, k, n in ((2, 3, 4), (5, 3, 6), (7, 3, 9), (7, 8, 9), (4, 5, 9), (6, 2, 3)):
-        a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+    for m, k, n in ((2, 3, 4), (5, 3, 6), (7, 3, 9), (7, 4, 9), (4, 4, 5), (6, 4, 2)):
+        a, b = np.ones((m, 1, k), np.float32), np.ones((n, 1, k), np.float32)
         value, count = compiles(fast, a, b)
-        same_bits(value.numpy(), (a @ b + np.float32(m)).sum(1))
+        same_bits(value.numpy(), np.full(m, n * (k + m), np.float32))
         counts.append(count)
-    assert counts == [1, 1, 0, 1, 0, 0]
+    assert counts == [1, 1, 0, 1, 1, 0]  # k is innermost: a number in every executable
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference"])
@@ -263,3 +269,90 @@ def test_an_epoch_with_a_ragged_end_compiles_once(device):
         assert weights(model) == weights(other)
     finally:
         dp.use_device("cpu")
+
+
+# ---- the dynamic panel -----------------------------------------------------------------------
+
+
+def fresh_panel():
+    """What the panel compiled is forgotten, so that compiles can be counted."""
+    dp.PANEL.runner.cache.clear()
+    dp.PANEL.runner.families.groups.clear()
+    dp.PANEL.trail.root = dp.PANEL.piece.point = Point()
+
+
+def train(sizes):
+    """Weights and losses of a loop in the dynamic panel, and the compiles of each step."""
+    fresh_panel()
+    model, step = network()
+    losses, counts = [], []
+    dp.manual_seed(5)
+    for x, y in batches(*sizes):
+        loss, count = compiles(lambda x, y: step(dp.tensor(x), dp.tensor(y)).item(), x, y)
+        losses.append(loss)
+        counts.append(count)
+    return weights(model), losses, counts
+
+
+def test_a_loop_compiles_nothing_after_a_second_size_was_seen():
+    sizes = (16, 16, 10, 7, 16, 33, 10, 1, 2, 1025)
+    *found, counts = train(sizes)
+    assert counts == [1, 0, 1, 0, 0, 0, 0, 1, 0, 0]
+    dp.use_device("reference")
+    try:
+        *expected, _ = train(sizes)
+    finally:
+        dp.use_device("cpu")
+    assert found == expected
+
+
+def test_eager_calls_are_general_too():
+    fresh_panel()
+    set_eager(True)
+    try:
+        counts = []
+        for n in (5, 3, 8, 2, 1, 9):
+            x = np.arange(n * 3, dtype=np.float32).reshape(n, 3)
+            (value,), count = compiles(lambda x: [dp.exp(dp.tensor(x)) * 2], x)
+            same_bits(value.numpy(), engine_exp(x) * np.float32(2))
+            counts.append(count)
+        assert counts == [2, 2, 0, 0, 2, 0]
+    finally:
+        set_eager(False)
+
+
+def engine_exp(x):
+    with dp.Program() as program:
+        out = dp.exp(dp.data("x", list(x.shape)))
+    return dp.Executor("reference").run(program, {"x": x}, [out])[0]
+
+
+def of_first_rows(rows):
+    """Compiles of the sum of so many first rows of matrices of so many rows."""
+    fresh_panel()
+    counts = []
+    for n, first in rows.items():
+        x = np.arange(n * 3, dtype=np.float32).reshape(n, 3)
+        found, count = compiles(lambda x, first=first: dp.tensor(x)[:first].sum(0).numpy(), x)
+        same_bits(found, x[:first].sum(0))
+        counts.append(count)
+    return counts
+
+
+def test_a_number_that_cannot_be_derived_keeps_the_size_special():
+    assert of_first_rows({16: 8, 12: 6, 10: 5}) == [1, 1, 1]
+
+
+def test_a_number_that_was_derived_wrongly_is_seen():
+    """3 of 4 and 2 of 3 look like all but one, which 5 of 6 is and 5 of 8 is not."""
+    assert of_first_rows({4: 3, 3: 2, 6: 5, 8: 5}) == [1, 1, 0, 1]
+
+
+def test_an_error_in_a_general_executable_names_the_line_of_its_own_run():
+    fresh_panel()
+    for n in (4, 3):
+        F.nll_loss(dp.tensor(np.zeros((n, 5), np.float32)), dp.tensor(np.arange(n)) * 1).item()
+    labels = dp.tensor(np.array([1, 9, 2, 3, 4, 0])) * 1
+    loss = F.nll_loss(dp.tensor(np.zeros((6, 5), np.float32)), labels)
+    with pytest.raises(ValueRangeError, match=r"label 9[\s\S]*test_symbolic.py"):
+        loss.item()

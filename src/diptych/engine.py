@@ -366,13 +366,18 @@ def compile(
     device: str,
     strides: Mapping[int, Shape] | None = None,
     donated: dict[int, int] | None = None,
-    hints: Mapping[str, int] = NO_HINTS,
+    likely: Mapping[str, int] = NO_HINTS,
 ) -> Executable | ReferenceExecutable:
-    """An executable for a graph on a device, `cpu` or `reference`; `hints` are sizes that its
-    symbols are likely to have."""
+    """An executable for a graph on a device, `cpu` or `reference`; `likely` are sizes that its
+    symbols will have."""
     if check_device(device) == "reference":
         return ReferenceExecutable(graph, donated or {})
-    return Executable(graph, strides or {}, donated or {}, hints)
+    return Executable(graph, strides or {}, donated or {}, likely)
+
+
+def hints(sizes: Mapping[str, int]) -> dict[str, int]:
+    """What these sizes say about others."""
+    return {name: max(size, SMALL_BATCH) for name, size in sizes.items()}
 
 
 class Family:
@@ -406,8 +411,7 @@ class Family:
         if found is None:
             graph = special if orders is None else self.graph
             order = dict(enumerate(strides if orders is None else orders))
-            hints = {name: max(size, SMALL_BATCH) for name, size in sizes.items()}
-            found = self.made[key] = compile(graph, device, order, donated, hints)
+            found = self.made[key] = compile(graph, device, order, donated, hints(sizes))
         return found.at(sizes)
 
     def is_special(self, sizes: Mapping[str, int]) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from diptych import engine, interpret
 from diptych.engine import element_strides
 from diptych.errors import RecompileError, ValueRangeError
+from diptych.families import Families
 from diptych.graph.node import Graph, Input, Node, Where, input_node, walk
 from diptych.trail import DEAD, Bundle, Made, Piece, Plan, Point, Trail, alive
 
@@ -29,6 +30,7 @@ class Runner:
     def __init__(self, trail: Trail, others_wait: Callable[[Piece], bool]) -> None:
         self.trail, self.others_wait = trail, others_wait
         self.cache: dict[Any, Any] = {}
+        self.families = Families()
         self.device = "cpu"
 
     def run(self, piece: Piece) -> None:
@@ -213,9 +215,7 @@ class Runner:
                 new[id(node)] = Node(node.op, inputs, node.type, where, label=node.label)
         graph = Graph(tuple(new[id(leaf)] for leaf in leaves), tuple(new[id(o)] for o in outputs))
         strides = {n: element_strides(leaf.value) for n, leaf in enumerate(leaves)}  # type: ignore[arg-type]
-        made = engine.compile(graph, self.device, strides, donated)
-        made.lines = lines
-        return made
+        return self.families.find(graph, self.device, strides, donated, lines)
 
 
 def _completed(plan: Plan, nodes: list[Node], bundles: list[Bundle]) -> list[Node]:

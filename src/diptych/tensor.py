@@ -226,6 +226,9 @@ class Tensor(Operand):
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
+        if value is not None and (not isinstance(value, Tensor) or value.type != self.type):
+            kind = value.type if isinstance(value, Tensor) else type(value).__name__
+            raise ShapeError("a gradient has the type of its value", f"{kind}", f"{self.type}")
         current_panel(self).set_grad(self, value)
 
     def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
@@ -574,6 +577,8 @@ def value_and_grad(
 
     def both(*args: Any) -> tuple[Tensor, Tensor]:
         given = list(args)
+        if not -len(given) <= argument < len(given):
+            raise GraphError("there is no such argument", f"{argument} of {len(args)}", "0")
         x = given[argument] if isinstance(given[argument], Tensor) else tensor(given[argument])
         need_float(x.type, "a gradient")
         panel = current_panel(x)
@@ -583,6 +588,8 @@ def value_and_grad(
             own.node.needs_grad = True
             panel.changed(own.node)
             value = function(*given)
+            if not isinstance(value, Tensor):
+                raise GraphError("a gradient is of a tensor", f"{value!r}", "return a tensor")
             return value, partials(value, [own])[0]
         finally:
             panel.grad_enabled = before

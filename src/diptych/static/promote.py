@@ -1,7 +1,8 @@
 """Which sizes of a captured function's arguments become symbols: those that were seen to change.
 
 Sizes that changed in step share a symbol (the rows of images and of their labels). 0 and 1 are
-never promoted from, for shapes that have them broadcast or are empty.
+never promoted from, for shapes that have them broadcast or are empty; nor is the innermost size of
+a matrix, for code that knows it is much faster.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ def places(shapes: Shapes) -> dict[Place, int]:
 
 def changing(seen: Sequence[Shapes], now: Shapes) -> dict[Place, str]:
     """A symbol for every size that differs between shapes seen and these; none where nothing
-    does, or where a size that differs is 0 or 1."""
+    does, or where a size that differs is 0, 1 or innermost in a matrix."""
     present = places(now)
     before = [
         was for was in map(places, seen)
-        if was != present and all(min(was[p], d) >= 2 for p, d in present.items() if was[p] != d)
+        if was != present
+        and all(was[p] == d or _may_change(p, now, was[p]) for p, d in present.items())
     ]  # fmt: skip
     names: dict[tuple[int, ...], str] = {}
     symbols: dict[Place, str] = {}
@@ -34,6 +36,13 @@ def changing(seen: Sequence[Shapes], now: Shapes) -> dict[Place, str]:
         if len(set(values)) > 1:
             symbols[p] = names.setdefault(values, f"N{len(names)}" if names else "N")
     return symbols
+
+
+def _may_change(place: Place, now: Shapes, was: int) -> bool:
+    """Whether a size may become a symbol: inner loops run over numbers."""
+    n, axis = place
+    inner = axis > 0 and axis == len(now[n]) - 1
+    return not inner and min(was, now[n][axis]) >= 2
 
 
 def bound(symbols: Symbols, sample: Shapes, now: Shapes) -> dict[str, int] | None:
