@@ -23,6 +23,7 @@ from diptych.dtypes import Shape, symbols
 from diptych.graph.node import Graph
 
 ENTRY = "diptych_run"
+CHUNK = 24  # kernels a function
 
 
 @dataclass(frozen=True)
@@ -101,43 +102,66 @@ def emit_module(
     in their buffers are one function."""
     declare: set[str] = set()
     emitters: dict[Hashable, KernelEmitter] = {}
-    functions, calls = [], []
-    sizes = Sizes(table)
-    for number, kernel in enumerate(kernels):
-        key = structure(kernel)
-        emitter = emitters.get(key)
-        if emitter is None:
-            emitter = _emitter(kernel)(kernel, target, declare, number, table)
-            emitters[key] = emitter
-            functions.append(emitter.emit())
-        for n, buffer in enumerate(kernel.buffers):
-            calls += _argument(f"k{number}.{n}", n, buffer, sizes)
-        calls += _call(number, emitter, sizes)
-        if kernel.limit is not None:
-            calls += _checked(kernel)
-    most = max((len(kernel.buffers) for kernel in kernels), default=1)
+    functions: list[str] = []
+    chunks: list[str] = []
+    for first in range(0, len(kernels), CHUNK):
+        sizes, calls = Sizes(table), list[str]()
+        for number, kernel in enumerate(kernels[first : first + CHUNK], first):
+            key = structure(kernel)
+            if key not in emitters:
+                emitters[key] = _emitter(kernel)(kernel, target, declare, number, table)
+                functions.append(emitters[key].emit())
+            for n, buffer in enumerate(kernel.buffers):
+                calls += _argument(f"k{number}.{n}", n, buffer, sizes)
+            calls += _call(number, emitters[key], sizes)
+            if kernel.limit is not None:
+                calls += _checked(kernel)
+        most = max(len(kernel.buffers) for kernel in kernels[first : first + CHUNK])
+        chunks.append(_chunk(len(chunks), [*sizes.lines, *calls], most, pool_slot))
+    head = f'target triple = "{target.triple}"\n' + modes.declarations(target.triple)
+    head += "\n".join(sorted(declare)) + "\n\n"
+    return head + "\n".join([*functions, *chunks, _entry(len(chunks), target.triple)])
+
+
+def _chunk(number: int, lines: list[str], buffers: int, pool_slot: int) -> str:
+    """Some kernels in order, as a function of their own: LLVM takes long over long ones."""
     start = [
         f"  %pool.slot = getelementptr ptr, ptr %table, i64 {pool_slot}",
         "  %pool = load ptr, ptr %pool.slot",
         "  %alone = icmp eq ptr %pool, null",
-        f"  %buffers = alloca [{most} x ptr]",
-        *sizes.lines,
+        f"  %buffers = alloca [{buffers} x ptr]",
     ]
-    body = "\n".join([*start, *calls])
-    inner = (
-        f"define internal i64 @steps(ptr %table, ptr %arena) noinline {{\n{body}\n  ret i64 0\n}}\n"
-    )
-    lines = [
+    body = "\n".join([*start, *lines])
+    head = f"define internal i64 @steps{number}(ptr %table, ptr %arena) noinline"
+    return f"{head} {{\n{body}\n  ret i64 0\n}}\n"
+
+
+def _entry(chunks: int, triple: str) -> str:
+    """Run all chunks, in the floating-point modes of the contract, until one fails."""
+    lines = []
+    for n in range(chunks):
+        lines += [
+            f"  %code{n} = call i64 @steps{n}(ptr %table, ptr %arena)",
+            f"  %bad{n} = icmp ne i64 %code{n}, 0",
+            f"  br i1 %bad{n}, label %end, label %next{n}",
+            f"next{n}:",
+        ]
+    froms = ["start", *[f"next{n}" for n in range(chunks - 1)]][:chunks]
+    codes = [f"[ %code{n}, %{block} ]" for n, block in enumerate(froms)]
+    last = f"next{chunks - 1}" if chunks else "start"
+    return "\n".join([
         f"define i64 @{ENTRY}(ptr %table, ptr %arena) {{",
-        *modes.enter(target.triple),
-        "  %code = call i64 @steps(ptr %table, ptr %arena)",
-        *modes.leave(target.triple),
+        "start:",
+        *modes.enter(triple),
+        *lines,
+        "  br label %end",
+        "end:",
+        f"  %code = phi i64 {', '.join([*codes, f'[ 0, %{last} ]'])}",
+        *modes.leave(triple),
         "  ret i64 %code",
         "}",
-    ]
-    entry = inner + "\n".join(lines) + "\n"
-    head = f'target triple = "{target.triple}"\n' + modes.declarations(target.triple)
-    return head + "\n".join(sorted(declare)) + "\n\n" + "\n".join(functions) + "\n" + entry
+        "",
+    ])  # fmt: skip
 
 
 def _emitter(kernel: Kernel) -> type[KernelEmitter]:

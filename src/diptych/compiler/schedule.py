@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 from diptych.compiler.fuse import Fusion
 from diptych.compiler.kernels import Buffer, Kernel
 from diptych.kernel import expr as k
@@ -15,23 +17,32 @@ def schedule(fusion: Fusion) -> list[Kernel]:
     copied at the end.
     """
     kernels = list(fusion.kernels)
+    flow = Flow(kernels)
     writer = {id(kernel.out): kernel for kernel in kernels if kernel.limit is None}
-    in_place: dict[int, Buffer] = {}
-    copies: list[Kernel] = []
+    wanted: dict[int, Buffer] = {}
+    copied: list[tuple[Kernel, Buffer, Buffer]] = []
     for output, given in fusion.donated.items():
         buffer, old = fusion.output_buffers[output], fusion.buffers[id(fusion.graph.inputs[given])]
         kernel = writer[id(buffer)]
-        if _reads_only_own_place(kernel, old) and _orderable(
-            kernels, {**in_place, id(kernel): old}
-        ):
-            in_place[id(kernel)] = old
+        if _reads_only_own_place(kernel, old):
+            wanted[id(kernel)] = old
         else:
-            copies.append(_through_temporary(kernel, buffer, old))
-    order = _ordered(kernels, in_place)
+            copied.append((kernel, buffer, old))
+    order = flow.ordered(wanted)
+    if order is None:  # not all at once: one after the other, those that still can
+        found: dict[int, Buffer] = {}
+        for kernel in [n for n in kernels if id(n) in wanted]:
+            more = {**found, id(kernel): wanted[id(kernel)]}
+            if flow.ordered(more) is not None:
+                found = more
+            else:
+                copied.append((kernel, kernel.out, wanted[id(kernel)]))
+        wanted, order = found, flow.ordered(found)
     assert order is not None
+    copies = [_through_temporary(*copy) for copy in copied]
     for kernel in kernels:
-        if id(kernel) in in_place:
-            kernel.out.slot = in_place[id(kernel)].slot
+        if id(kernel) in wanted:
+            kernel.out.slot = wanted[id(kernel)].slot
             kernel.out.kind = "input"
     return order + copies
 
@@ -63,35 +74,44 @@ def _fold_reads(fold: k.Expr, old: Buffer) -> bool:
     return any(e.op == "load" and e.attr.root is old.root for e in k.walk(fold.args))
 
 
-def _orderable(kernels: list[Kernel], in_place: dict[int, Buffer]) -> bool:
-    return _ordered(kernels, in_place) is not None
+class Flow:
+    """Which kernels come before which."""
 
+    def __init__(self, kernels: list[Kernel]) -> None:
+        self.kernels = kernels
+        writers: dict[int, list[int]] = {}
+        self.readers: dict[int, list[int]] = {}
+        for n, kernel in enumerate(kernels):
+            writers.setdefault(id(kernel.out.root), []).append(n)
+            for root in {id(buffer.root) for buffer in kernel.reads}:
+                self.readers.setdefault(root, []).append(n)
+        self.before: list[set[int]] = []
+        for n, kernel in enumerate(kernels):
+            sources = {w for b in kernel.reads for w in writers.get(id(b.root), ())}
+            self.before.append(sources - {n})
 
-def _ordered(kernels: list[Kernel], in_place: dict[int, Buffer]) -> list[Kernel] | None:
-    """Topological, in-place writers as late as their users allow; None on a cycle."""
-    writers: dict[int, list[Kernel]] = {}
-    for kernel in kernels:
-        writers.setdefault(id(kernel.out.root), []).append(kernel)
-    before: dict[int, set[int]] = {id(kernel): set() for kernel in kernels}
-    for kernel in kernels:
-        for buffer in kernel.reads:
-            for source in writers.get(id(buffer.root), ()):
-                if source is not kernel:
-                    before[id(kernel)].add(id(source))
-    for kernel in kernels:
-        old = in_place.get(id(kernel))
-        if old is not None:
-            for reader in kernels:
-                if reader is not kernel and any(b.root is old.root for b in reader.reads):
-                    before[id(kernel)].add(id(reader))
-    done: set[int] = set()
-    waiting, order = list(kernels), []
-    while waiting:
-        ready = [n for n in waiting if before[id(n)] <= done]
-        if not ready:
-            return None
-        pick = next((n for n in ready if id(n) not in in_place), ready[0])
-        order.append(pick)
-        done.add(id(pick))
-        waiting.remove(pick)
-    return order
+    def ordered(self, in_place: dict[int, Buffer]) -> list[Kernel] | None:
+        """Topological, writers in place after all readers of the old value and as late as their
+        users allow; None on a cycle."""
+        waits = [set(sources) for sources in self.before]
+        late = [id(kernel) in in_place for kernel in self.kernels]
+        for n, kernel in enumerate(self.kernels):
+            if late[n]:
+                old = id(in_place[id(kernel)].root)
+                waits[n].update(r for r in self.readers.get(old, ()) if r != n)
+        users: list[list[int]] = [[] for _ in self.kernels]
+        for n, sources in enumerate(waits):
+            for source in sources:
+                users[source].append(n)
+        left = [len(sources) for sources in waits]
+        ready = [(late[n], n) for n, count in enumerate(left) if count == 0]
+        heapq.heapify(ready)
+        order = []
+        while ready:
+            _, n = heapq.heappop(ready)
+            order.append(self.kernels[n])
+            for user in users[n]:
+                left[user] -= 1
+                if left[user] == 0:
+                    heapq.heappush(ready, (late[user], user))
+        return order if len(order) == len(self.kernels) else None
