@@ -128,7 +128,8 @@ def machine(options):
     )
     return {
         "machine": f"{name}, {len(os.sched_getaffinity(0))} cores, Python "
-        f"{platform.python_version()}, numpy {np.__version__}, llvmlite {llvmlite.__version__}",
+        f"{platform.python_version()}, numpy {np.__version__}, llvmlite {llvmlite.__version__}, "
+        f"load average {os.getloadavg()[0]:.1f}",
         "date": time.strftime("%Y-%m-%d"),
     }
 
