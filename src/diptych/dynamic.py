@@ -277,10 +277,14 @@ class DynamicRecorder(TensorRecorder):
         piece.held += form.nbytes
         if piece.held >= MUCH:
             piece.at_boundary = True
+        node = Node(INPUT, (), form.type)
+        node.kind = form.kind
         if form.small:
-            return self._leaf(np.array(value, order="C"), form.type, form.kind)
-        with self.lock:
-            return self._leaf(form.copy(value), form.type, form.kind)
+            node.value = np.array(value, order="C")
+        else:
+            with self.lock:
+                node.value = form.copy(value)
+        return Tensor(node, self)
 
     def random_state(self) -> Tensor:
         state = np.array(default_generator().take(), np.int64)

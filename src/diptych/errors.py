@@ -21,9 +21,9 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _OWN: dict[int, CodeType] = {}  # code of this package that was seen, by id
 
 
-def author_frame() -> FrameType | None:
-    """The nearest frame outside this package."""
-    frame: FrameType | None = sys._getframe(1)
+def author_frame(depth: int = 1) -> FrameType | None:
+    """The nearest frame outside this package; the caller may say how many are known to be in it."""
+    frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         code = frame.f_code
         if id(code) not in _OWN:

@@ -124,7 +124,7 @@ def author_line() -> Where:
     known = LOCAL.line
     if known is not None:
         return known
-    frame = errors.author_frame()
+    frame = errors.author_frame(3)  # every caller of this function is called by another
     if frame is None:
         return NOWHERE
     code, at = frame.f_code, frame.f_lasti

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diptych.errors import DiptychError, DtypeError, ShapeError
-from diptych.graph.record import entered, left
+from diptych.graph.record import LOCAL, author_line
 from diptych.tensor import Parameter, Tensor
 
 Array = np.ndarray[Any, Any]
@@ -44,11 +44,12 @@ class Module:
         )
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        before = entered(self._own)
+        before = LOCAL.line
+        LOCAL.line = author_line() if self._own else None  # what `entered` does, without its call
         try:
             return self.forward(*inputs, **named)
         finally:
-            left(before)
+            LOCAL.line = before
 
     def children(self) -> Iterator[tuple[str, Module]]:
         for name, value in vars(self).items():
