@@ -23,7 +23,7 @@ from diptych.kernel import expr as k
 
 SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
 FAR_RESULT = 1 << 20  # bytes of a result that does not stay in the nearer caches
-PARALLEL_TERMS = 1 << 17  # multiply-adds below which a kernel stays on one thread
+PARALLEL_TERMS = 1 << 16  # multiply-adds below which a kernel stays on one thread
 
 
 def is_contraction(kernel: Kernel) -> bool:
