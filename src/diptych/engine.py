@@ -174,7 +174,7 @@ class Executable:
             self._report(seconds)
 
     def _load(self, target: Target) -> Code:
-        return Code(self.compiled.llvm, target, [ENTRY])
+        return Code(lambda: self.compiled.llvm, target, [ENTRY], (), self.compiled.description)
 
     def at(self, sizes: Mapping[str, int]) -> Self:
         """The executable for these sizes of the symbols, all of them at least 2."""
@@ -289,7 +289,11 @@ class LoopExecutable(Executable):
         ]
         stacks = len(self.graph.inputs) + len(self.graph.outputs) + len(self.constants) + 3
         loop = Loop(start, batch, tuple(outputs), stacks, random, self.compiled.table)
-        return Code(self.compiled.llvm + emit_loop(loop), target, [ENTRY], [LOOP_ENTRY])
+        more, known_as = emit_loop(loop), self.compiled.description
+        return Code(
+            lambda: self.compiled.llvm + more,
+            target, [ENTRY], [LOOP_ENTRY], known_as and known_as + more,
+        )  # fmt: skip
 
     def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:
         """Each output that is not donated, stacked over the steps; donated inputs change."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from diptych.compiler.sizes import FIXED, NO_HINTS, Sizes, SizeTable
 from diptych.compiler.target import Target
 from diptych.compiler.transpose import TransposeEmitter, turned_axes
 from diptych.dtypes import Shape, symbols
-from diptych.graph.node import Graph
+from diptych.graph.node import Constant, Graph
+from diptych.graph.text import print_graph
 
 ENTRY = "diptych_run"
 CHUNK = 24  # kernels a function
+MUCH = 1 << 20  # bytes of constants above which a graph is not described
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Compiled:
     then known once these have values: see `words`.
     """
 
-    llvm: str
+    emit: Callable[[], str]
+    description: str  # equal ones have equal text, from the same compiler; or empty
     arena_bytes: int
     table: SizeTable
     temporaries: tuple[Life, ...]
@@ -48,6 +52,12 @@ class Compiled:
     @property
     def symbols(self) -> tuple[str, ...]:
         return self.table.symbols
+
+    @cached_property
+    def llvm(self) -> str:
+        """The text. Making it is most of what compiling costs before LLVM, so it is made when it is
+        asked for: nobody does where object code is kept under the description."""
+        return self.emit()
 
     def words(self, sizes: Mapping[str, int]) -> tuple[list[int], int]:
         """What the last slot of the table points to for these sizes, and the arena's bytes."""
@@ -84,7 +94,8 @@ def compile_graph(
     table = SizeTable(check_slot + 2, tuple(sorted(names)), hints)
     temporaries, arena = plan_memory(kernels, bool(names))
     return Compiled(
-        emit_module(kernels, target, check_slot + 1, table),
+        partial(emit_module, kernels, target, check_slot + 1, table),
+        _description(simple, strides, donated, target, hints),
         arena,
         table,
         temporaries,
@@ -93,6 +104,15 @@ def compile_graph(
         tuple(kernels),
         tuple(donated),
     )
+
+
+def _description(simple: Graph, *given: Any) -> str:
+    """All that the text of a module depends on: the graph of primitives, and what was given."""
+    constants = [n.op.data for n in simple.nodes if isinstance(n.op, Constant)]
+    if sum(map(len, constants)) > MUCH:
+        return ""
+    sorted_ = [sorted(g.items()) if isinstance(g, Mapping) else g for g in given]
+    return f"{print_graph(simple, lines=False)}{sorted_}"
 
 
 def emit_module(

@@ -11,11 +11,12 @@ from typing import Any
 
 from diptych import config
 from diptych.compiler.target import Target, describe
+from diptych.errors import PACKAGE
 from diptych.runtime.files import write_whole
 
 _lock = threading.Lock()
 _serial = 0
-MAGIC = b"diptych object 2\n"
+MAGIC = b"diptych object 3\n"  # another number where other code is made of the same text
 
 
 def sha256(data: bytes) -> bytes:
@@ -60,30 +61,65 @@ def _machine(target: Target) -> Any:
 
 
 def object_code(text: str, target: Target) -> bytes:
-    """Translate one module. The text is optimised when it is written, so LLVM's own optimiser is
-    left out: it doubled the time of a compile and made no kernel faster. No pass that the code
-    generator runs may change a bit."""
-    llvm, machine = _llvm(), _machine(target)
+    """Optimise and translate one module; no pass here may change a bit."""
     with _lock:
-        module = llvm.parse_assembly(text)
-        module.verify()
-        return bytes(machine.emit_object(module))
+        return bytes(_machine(target).emit_object(_optimised(text, target)))
 
 
-def cached_object(text: str, target: Target) -> tuple[bytes, bool]:
-    """Object code from the cache, or made and put there; and whether it was made."""
+def _optimised(text: str, target: Target) -> Any:
+    """A module after three passes. The text has its common subexpressions found, its loops tiled
+    and unrolled: LLVM's whole pipeline takes seven times as long and makes no faster code of it."""
+    llvm = _llvm()
+    module = llvm.parse_assembly(text)
+    module.verify()
+    builder = llvm.create_pass_builder(_machine(target), llvm.create_pipeline_tuning_options())
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_instruction_combine_pass()
+    passes.add_loop_rotate_pass()
+    passes.add_simplify_cfg_pass()
+    passes.run(module, builder)
+    return module
+
+
+Text = str | Callable[[], str]  # a module, or what makes it
+
+
+def cached_object(text: Text, target: Target, known_as: str = "") -> tuple[bytes, bool]:
+    """Object code from the cache, or made and put there; and whether it was made.
+
+    The key is the text; or `known_as`, from which the compiler makes the text, and the compiler.
+    """
     folder = config.cache_folder()
     if folder is None:
-        return object_code(text, target), True
+        return object_code(_made(text), target), True
     versions = f"{_llvm().llvm_version_info} {target}\n"
-    key = sha256((versions + text).encode()).hex()
+    named = f"{_compiler()}\n{known_as}" if known_as else _made(text)
+    key = sha256((versions + named).encode()).hex()
     path = os.path.join(folder, key[:2], f"{key}.o")
     found = _read(path)
     if found is not None:
         return found, False
-    made = object_code(text, target)
+    made = object_code(_made(text), target)
     _write(path, made)
     return made, True
+
+
+def _made(text: Text) -> str:
+    return text if isinstance(text, str) else text()
+
+
+@lru_cache(maxsize=1)
+def _compiler() -> str:
+    """A digest of the sources that make text from graphs: another compiler makes other text."""
+    found = [os.path.join(PACKAGE, "dtypes.py")]
+    for part in ("graph", "kernel", "ops", "compiler"):
+        folder = os.path.join(PACKAGE, part)
+        found += [os.path.join(folder, n) for n in sorted(os.listdir(folder)) if n.endswith(".py")]
+    contents = []
+    for path in found:
+        with open(path, "rb") as file:
+            contents.append(file.read())
+    return sha256(b"\0".join(contents)).hex()
 
 
 def _read(path: str) -> bytes | None:
@@ -112,13 +148,18 @@ def _write(path: str, body: bytes) -> None:
 
 class Code:
     """Loaded machine code: each function takes two pointers (the table and the arena) and returns
-    a code; those named in `counted` also take a number."""
+    a code; those named in `counted` also take a number. `known_as` as in `cached_object`."""
 
     def __init__(
-        self, text: str, target: Target, entries: Sequence[str], counted: Sequence[str] = ()
+        self,
+        text: Text,
+        target: Target,
+        entries: Sequence[str],
+        counted: Sequence[str] = (),
+        known_as: str = "",
     ) -> None:
         global _serial
-        data, self.compiled = cached_object(text, target)
+        data, self.compiled = cached_object(text, target, known_as)
         self.size = len(data)
         with _lock:
             _serial += 1
@@ -145,6 +186,5 @@ def _jit() -> Any:
 
 def assembly(text: str, target: Target) -> str:
     """The machine code of a module as assembly text."""
-    llvm, machine = _llvm(), _machine(target)
     with _lock:
-        return str(machine.emit_assembly(llvm.parse_assembly(text)))
+        return str(_machine(target).emit_assembly(_optimised(text, target)))
