@@ -9,7 +9,10 @@ import pytest
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
+from diptych.dtypes import TensorType, f32
 from diptych.errors import RecompileError
+from diptych.graph.node import Graph, input_node
+from diptych.graph.record import GRAPH, recording
 
 X = np.random.default_rng(0).standard_normal((6, 11)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, 6)
@@ -74,6 +77,16 @@ def test_why_tells_other_outputs_attributes_and_places_apart():
         w.numpy()
     assert last().new == "the same calls, but other parameters are updated in place"
     assert held is not None
+
+
+def test_graphs_with_inputs_that_nobody_reads_are_told_apart():
+    places = tuple(input_node(TensorType((n,), f32)) for n in (13, 17))
+    with recording(GRAPH):
+        out = dp.sqrt(dp.erf(places[0]))
+    for inputs in (places, places[:1], places):
+        engine.compile(Graph(inputs, (out,)), "cpu")
+    assert [c.new for c in dp.why()[-3:-1]] == ["calls that were not made in this order before"] * 2
+    assert last().new == "the same calls, which were compiled for another owner"
 
 
 def trainer(kind):

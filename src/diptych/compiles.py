@@ -114,7 +114,7 @@ def _described(
         tuple(sorted(strides.items())),
         tuple(sorted(donated.items())),
     )
-    return tuple(calls), form
+    return (len(graph.inputs), *calls), form
 
 
 def _difference(before: Form | None, now: Form) -> str:
