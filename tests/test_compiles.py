@@ -183,3 +183,15 @@ def test_no_recompile_holds_for_its_own_thread():
         with pytest.raises(RecompileError):
             (dp.tensor(X[:4]) * 2.5 - dp.expm1(dp.tensor(X[:4]))).numpy()
     assert seen[0].shape == (1, 11)
+
+
+def test_what_waits_from_before_is_no_reason_to_refuse():
+    """A handle that an error left waiting does not make the next step's first call fail."""
+    weights = dp.tensor(np.arange(11.0, dtype=np.float32), requires_grad=True)
+    kept = []
+    with pytest.raises(RecompileError), dp.no_recompile():
+        kept.append(dp.sign(weights) * 2.0)
+        kept[0].numpy()
+    later = dp.cos(weights) + 1.0
+    with dp.no_recompile():  # both are run before anything is forbidden
+        assert later.numpy().shape == kept[0].numpy().shape == (11,)

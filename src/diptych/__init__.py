@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from diptych import data, nn, optim
-from diptych.compiles import no_recompile, why
+from diptych.compiles import why
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
-from diptych.dynamic import PANEL, set_eager, use_device
+from diptych.dynamic import PANEL, no_recompile, set_eager, use_device
 from diptych.errors import DiptychError
 from diptych.generator import manual_seed
 from diptych.ops.base import composite as operator

@@ -71,7 +71,7 @@ _lock = threading.Lock()
 def announce(
     graph: Graph, strides: Mapping[int, Any], donated: Mapping[int, int], loop: bool
 ) -> Announced:
-    """Say what is new about a graph; raises RecompileError inside `no_recompile`."""
+    """Say what is new about a graph; raises RecompileError inside `forbidden`."""
     calls, form = _described(graph, strides, donated)
     key = (calls, loop)
     with _lock:
@@ -143,12 +143,8 @@ def why() -> Compiles:
 
 
 @contextmanager
-def no_recompile() -> Iterator[None]:
-    """Inside, a new compile is a RecompileError that names the line and what was new.
-
-    It holds for the thread that entered it. What the error stopped was not run: parameters and
-    optimizers are as before.
-    """
+def forbidden() -> Iterator[None]:
+    """Inside, a new compile of this thread is a RecompileError."""
     _local.forbidden += 1
     try:
         yield

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
 import numpy as np
 
-from diptych import config, engine, interpret
+from diptych import compiles, config, engine, interpret
 from diptych.autodiff import Recurring, history_of
 from diptych.dtypes import DType, TensorType
 from diptych.errors import GraphError, RecompileError, StartupError
@@ -516,6 +517,18 @@ def set_eager(on: bool) -> None:
     global _eager
     PANEL.run()
     _eager = on
+
+
+@contextmanager
+def no_recompile() -> Iterator[None]:
+    """Inside, a new compile is a RecompileError that names the line and what was new.
+
+    It holds for the thread that entered it. What was recorded before is run first, so that no error
+    is about it. What the error stopped was not run: parameters and optimizers are as before.
+    """
+    PANEL.run()
+    with compiles.forbidden():
+        yield
 
 
 def use_device(name: str) -> None:
