@@ -161,3 +161,29 @@ def test_processes_that_share_an_empty_cache_agree_also_when_one_is_killed(tmp_p
     outputs = {p.communicate(timeout=100)[0] for p in others}
     assert len(outputs) == 1 and all(p.returncode == 0 for p in others)
     assert begin().communicate(timeout=100)[0] in outputs
+
+
+def test_object_code_is_found_by_what_a_graph_is(tmp_path, monkeypatch):
+    """Without the text being made; another graph, layout or operator of an author finds none."""
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
+
+    def run(call, turned=False):
+        graph = recorded(call, (3, 5))
+        made = engine.Executable(graph, {0: (1, 3) if turned else (5, 1)}, {})
+        return made, "llvm" in vars(made.compiled)
+
+    assert run(dp.exp)[1] and not run(dp.exp)[1]
+    assert not run(dp.exp)[0].code.compiled
+    assert run(dp.exp, turned=True)[1] and run(dp.tanh)[1]
+
+    @dp.operator
+    def shifted(x):
+        return dp.add(dp.exp(x), 1.0)
+
+    assert run(shifted)[1]
+
+    @dp.operator  # the same name, from the same place
+    def shifted(x):
+        return dp.add(dp.exp(x), 2.0)
+
+    assert run(shifted)[1]
