@@ -228,6 +228,14 @@ class ContractionEmitter(KernelEmitter):
     ) -> None:
         """A tile of rows x vectors; the last vector may be masked."""
         self.lanes, self.vector_index = piece.lanes, name
+        if self.terms <= SHORT and piece.vectors > 1 and not piece.masked and mask is None:
+            # Short chains: a column at a time, whose stores overlap the next.
+            last = self._sum(first, piece.vectors * piece.lanes)
+            with self.text.loop(first, last, piece.lanes, []) as (index, _, _n):
+                points = [Point({**line, name: index}, base=base) for line in lines]
+                self._fetch_ahead(points)
+                self._points(points)
+            return
         columns = []
         for n in range(piece.vectors):
             if piece.masked and n == piece.vectors - 1:
@@ -236,12 +244,7 @@ class ContractionEmitter(KernelEmitter):
             columns.append([Point({**line, name: at}, mask=mask, base=base) for line in lines])
         points = [point for row in zip(*columns, strict=True) for point in row]
         self._fetch_ahead(points)
-        if self.terms > SHORT:
-            self._points(points)
-            return
-        for column in columns:  # short chains: a column at a time, whose stores overlap the next
-            with self.text.scope():
-                self._points(column)
+        self._points(points)
 
     def _fetch_ahead(self, points: list[Point]) -> None:
         """What the epilogue will read and write over is asked for before the chains are run."""
