@@ -356,3 +356,19 @@ def test_an_error_in_a_general_executable_names_the_line_of_its_own_run():
     loss = F.nll_loss(dp.tensor(np.zeros((6, 5), np.float32)), labels)
     with pytest.raises(ValueRangeError, match=r"label 9[\s\S]*test_symbolic.py"):
         loss.item()
+
+
+@pytest.mark.parametrize("rows", [2, 1017, 1018, 1019, 2041])
+def test_more_than_a_million_terms_are_summed_in_blocks_of_blocks(rows):
+    """Sums of rows * 1030 terms, on both sides of 2^20 and 2^21."""
+    with dp.Program() as program:
+        x = dp.data("x", ["S", 1])
+        wide = dp.broadcast_to(x, (x.shape[0], 1030))
+        moving = wide + dp.arange(1030).astype("f32")
+        outputs = [moving.sum(), dp.contract(wide, moving, "ab,ab->")]
+    graph = Graph((x.node,), tuple(o.node for o in outputs))
+    values = np.random.default_rng(rows).standard_normal((rows, 1)).astype(np.float32)
+    general = engine.compile(graph, "cpu").at({"S": rows}).run([values])
+    special = engine.run_once(specialise(graph, {"S": rows}), [values], "cpu")
+    for a, b in zip(general, special, strict=True):
+        same_bits(a, b)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from diptych.compiler.access import Access, Point, Value
 from diptych.compiler.affine import Affine, offset
+from diptych.compiler.blocks import BLOCK, LEVEL, helpers, sum_blocks
 from diptych.compiler.folds import FoldRule
 from diptych.compiler.kernels import Kernel
 from diptych.compiler.scalars import Scalars, literal
@@ -22,7 +23,6 @@ from diptych.compiler.text import FunctionText
 from diptych.dtypes import Dim, Dimension, i64, product
 from diptych.kernel import expr as k
 
-BLOCK = 1024
 PARALLEL_COST = 1 << 16  # scalar operations below which a kernel stays on one thread
 FEW_UNITS = 8
 
@@ -341,13 +341,15 @@ class KernelEmitter(Access):
         start = [rule.start(n) for n in lanes]
         if not rule.blocked or (isinstance(total, int) and total <= BLOCK):
             finals = self._chain(fold, rule, points, lanes, start, None)
-        elif isinstance(total, Dim) and rule.kind == "contract":
-            few = self.text.value(f"icmp sle i64 {self.size(total)}, {BLOCK}")
-            finals = self.text.either(
-                few,
-                [rule.type(n) for n in lanes],
-                lambda: self._chain(fold, rule, points, lanes, start, None),
-                lambda: self._blocks(fold, rule, points, lanes, total),
+        elif isinstance(total, Dim):
+            self.declare.add(helpers(rule.source))
+            finals = sum_blocks(
+                self.text,
+                self.sizes.scratch(4 * LEVEL),
+                self.size(total),
+                rule.source,
+                lanes,
+                lambda *bounds: self._chain(fold, rule, points, lanes, start, bounds),
             )
         else:
             finals = self._blocks(fold, rule, points, lanes, total)
@@ -435,13 +437,11 @@ class KernelEmitter(Access):
         return result
 
     def _blocks(
-        self, fold: k.Expr, rule: FoldRule, points: list[Point], lanes: list[int], total: Dimension
+        self, fold: k.Expr, rule: FoldRule, points: list[Point], lanes: list[int], total: int
     ) -> list[str]:
-        """Blocks of 1024 list positions, their sums summed by the same rule (rules 3 and 4). A
-        level that turns out to have one block adds it to -0, which is that block."""
-        most = 1 << 40 if isinstance(total, Dim) else total
+        """Blocks of 1024 list positions, their sums summed by the same rule (rules 3 and 4)."""
         sizes = [BLOCK]
-        while sizes[-1] * BLOCK < most:
+        while sizes[-1] * BLOCK < total:
             sizes.append(sizes[-1] * BLOCK)
 
         def level(n: int, first: str, last: str) -> list[str]:
@@ -461,7 +461,7 @@ class KernelEmitter(Access):
                     )
             return new
 
-        return level(len(sizes) - 1, "0", self.size(total))
+        return level(len(sizes) - 1, "0", str(total))
 
     # ---- stores ----------------------------------------------------------------------------
 

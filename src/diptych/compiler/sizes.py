@@ -60,6 +60,10 @@ class Sizes:
         at = self._line(f"getelementptr i64, ptr {words}, i64 {n}")
         return self._line(f"load i64, ptr {at}")
 
+    def scratch(self, bytes: int) -> str:
+        """Memory of the call's own."""
+        return self._line(f"alloca [{bytes} x i8], align 64")
+
     def offset(self, temporary: int) -> str:
         """The byte in the arena of a temporary, by its number."""
         return self.word(len(self.table.symbols) + temporary)

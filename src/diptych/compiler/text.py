@@ -6,7 +6,7 @@ subexpressions cost nothing. Scopes follow the loops: what a loop's body made is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -55,31 +55,6 @@ class FunctionText:
             yield
         finally:
             self._scopes.pop()
-
-    def either(
-        self,
-        condition: str,
-        types: list[str],
-        first: Callable[[], list[str]],
-        second: Callable[[], list[str]],
-    ) -> list[str]:
-        """The values that one of two branches makes."""
-        self._serial += 1
-        tag = f"E{self._serial}"
-        self.do(f"br i1 {condition}, label %{tag}.yes, label %{tag}.no")
-        made: list[tuple[list[str], str]] = []
-        for name, branch in (("yes", first), ("no", second)):
-            self.label(f"{tag}.{name}")
-            with self.scope():
-                values = branch()
-            made.append((values, self.block))
-            self.do(f"br label %{tag}.end")
-        self.label(f"{tag}.end")
-        (yes, a), (no, b) = made
-        names = [f"%{tag}.v{n}" for n in range(len(types))]
-        for name, type, x, y in zip(names, types, yes, no, strict=True):
-            self.do(f"{name} = phi {type} [ {x}, %{a} ], [ {y}, %{b} ]")
-        return names
 
     @contextmanager
     def branch(self, flag: str) -> Iterator[None]:
