@@ -26,6 +26,7 @@ from diptych.graph.text import print_graph
 
 ENTRY = "diptych_run"
 CHUNK = 24  # kernels a function
+LONG = 64  # times the work that is worth a second thread: worth waking one for
 MUCH = 1 << 20  # bytes of constants above which a graph is not described
 
 
@@ -237,9 +238,12 @@ def _call(number: int, emitter: KernelEmitter, sizes: Sizes) -> list[str]:
     if units == "1" or (isinstance(work, int) and work < enough):
         return [f"  call void @{f}(ptr %buffers, ptr %table, i64 0, i64 {units})"]
     alone, decide = "%alone", []
-    if not isinstance(work, int):
-        alone = f"%{n}.alone"
+    if isinstance(work, int):
+        long = str(work >= LONG * enough).lower()
+    else:
+        alone, long = f"%{n}.alone", f"%{n}.long"
         decide = [
+            f"  {long} = icmp sge i64 {sizes.size(work)}, {LONG * enough}",
             f"  %{n}.little = icmp slt i64 {sizes.size(work)}, {enough}",
             f"  {alone} = or i1 %alone, %{n}.little",
         ]
@@ -251,7 +255,8 @@ def _call(number: int, emitter: KernelEmitter, sizes: Sizes) -> list[str]:
         f"  br label %{n}.done",
         f"{n}.many:",
         f"  %{n}.run = load ptr, ptr %pool",
-        f"  call void %{n}.run(ptr %pool, ptr @{f}, ptr %buffers, ptr %table, i64 {units})",
+        f"  call void %{n}.run"
+        f"(ptr %pool, ptr @{f}, ptr %buffers, ptr %table, i64 {units}, i1 {long})",
         f"  br label %{n}.done",
         f"{n}.done:",
     ]

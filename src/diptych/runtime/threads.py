@@ -5,8 +5,9 @@ released there). Work is published in one 64-bit ticket, generation << 32 | fron
 caller claims chunks from the front and workers from the back, by compare-and-exchange, so that what
 was read of the description belongs to the generation of the chunk. Claiming from two ends lets a
 thread meet the same part of a weight in every kernel and step, where its caches have it. Workers
-spin for some microseconds, then sleep on a condition. Which thread computes a chunk cannot change a
-bit, for chunks divide outputs and never a sum.
+spin for some microseconds, then sleep on a condition. Waking one takes longer than a short kernel,
+so the caller runs some alone first: calls that come seldom disturb nobody. Which thread computes a
+chunk cannot change a bit, for chunks divide outputs and never a sum.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from diptych.runtime.code import Code, host_target
 
 CHUNKS_PER_THREAD = 4
 MOST_CHUNKS = 65535
+WORTH_WAKING = 64  # short kernels that the caller runs alone before it wakes workers that sleep
 SPINS = 20000
 
 # The pool in memory, in words of 8 bytes. The mutex and the condition are the system's own.
 RUN, TICKET, FINISHED, SLEEPERS, STOP, BUSY, THREADS = 0, 8, 16, 24, 32, 40, 48
-KERNEL, TABLE, ARENA, UNITS, CHUNKS = 49, 50, 51, 52, 53
+KERNEL, TABLE, ARENA, UNITS, CHUNKS, ALONE = 49, 50, 51, 52, 53, 54
 MUTEX, CONDITION = 64, 80
 WORDS = 96
 
@@ -43,7 +45,8 @@ def _places() -> list[str]:
     names = {
         "ticket": TICKET, "finished": FINISHED, "sleepers": SLEEPERS, "stop": STOP, "busy": BUSY,
         "threads": THREADS, "kernel": KERNEL, "table.at": TABLE, "arena.at": ARENA,
-        "units.at": UNITS, "chunks.at": CHUNKS, "mutex": MUTEX, "condition": CONDITION,
+        "units.at": UNITS, "chunks.at": CHUNKS, "alone.at": ALONE,
+        "mutex": MUTEX, "condition": CONDITION,
     }  # fmt: skip
     return [_place(name, word) for name, word in names.items()]
 
@@ -147,20 +150,37 @@ def _run() -> list[str]:
     """Run a kernel on the pool, or alone where the pool is at another kernel."""
     return [
         "define void @diptych_parallel"
-        "(ptr %pool, ptr %k, ptr %table, ptr %arena, i64 %units) {",
+        "(ptr %pool, ptr %k, ptr %table, ptr %arena, i64 %units, i1 %long) {",
         "entry:",
         *_places(),
         "  %x = cmpxchg ptr %busy, i64 0, i64 1 seq_cst seq_cst",
         "  %free = extractvalue { i64, i1 } %x, 1",
-        "  br i1 %free, label %publish, label %alone",
+        "  br i1 %free, label %look, label %alone",
         "alone:",
         "  call void %k(ptr %table, ptr %arena, i64 0, i64 %units)",
+        "  ret void",
+        "look:",
+        "  %n = load i64, ptr %threads",
+        "  %out = load atomic i64, ptr %sleepers seq_cst, align 8",
+        "  %others = sub i64 %n, 1",
+        "  %awake = icmp ult i64 %out, %others",
+        "  %share = or i1 %awake, %long",
+        "  br i1 %share, label %publish, label %shy",
+        "shy:",
+        "  %c = load i64, ptr %alone.at",
+        "  %c1 = add i64 %c, 1",
+        f"  %rare = icmp ult i64 %c1, {WORTH_WAKING}",
+        "  %c2 = select i1 %rare, i64 %c1, i64 0",
+        "  store i64 %c2, ptr %alone.at",
+        "  br i1 %rare, label %solo, label %publish",
+        "solo:",
+        "  call void %k(ptr %table, ptr %arena, i64 0, i64 %units)",
+        "  store atomic i64 0, ptr %busy seq_cst, align 8",
         "  ret void",
         "publish:",
         "  %kw = ptrtoint ptr %k to i64",
         "  %tw = ptrtoint ptr %table to i64",
         "  %aw = ptrtoint ptr %arena to i64",
-        "  %n = load i64, ptr %threads",
         f"  %most = mul i64 %n, {CHUNKS_PER_THREAD}",
         "  %fewer = icmp ult i64 %units, %most",
         "  %chunks = select i1 %fewer, i64 %units, i64 %most",
