@@ -361,7 +361,7 @@ def test_an_error_in_a_general_executable_names_the_line_of_its_own_run():
 @pytest.mark.parametrize("rows", [2, 1017, 1018, 1019, 2041])
 def test_more_than_a_million_terms_are_summed_in_blocks_of_blocks(rows):
     """Sums of rows * 1030 terms, on both sides of 2^20 and 2^21."""
-    with dp.Program() as program:
+    with dp.Program():
         x = dp.data("x", ["S", 1])
         wide = dp.broadcast_to(x, (x.shape[0], 1030))
         moving = wide + dp.arange(1030).astype("f32")

@@ -37,6 +37,7 @@ class Access:
     pointers: dict[int, str]
     lanes: int
     vector_index: str
+    inner: frozenset[str]  # the indices of the fold whose loops are open
 
     def size(self, dim: Dimension) -> str:
         """A size: its literal, or the name of what the entry of the function loads."""
@@ -107,11 +108,26 @@ class Access:
         form = offset(e.args, buffer.strides, self.affine_memo)
         if form is None:
             return self._indirect_load(e, point)
+        step = form.get(self.vector_index, 0) if self.lanes > 1 else 0
+        if self.inner.intersection(form) and step in (0, 1):
+            base = self._outside(buffer, form, point)
+            at = self._offset({n: form[n] for n in form if n in self.inner}, point)
+            kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
+            address = self.text.value(f"getelementptr inbounds {kind}, ptr {base}, i64 {at}")
+            lanes, mask = (1, None) if step == 0 else (self.lanes, point.mask)
+            return self._loaded(buffer, address, lanes, mask), lanes
         at = self._offset(form, point)
         if buffer.panel:
             more = self._product(point.base, buffer.panel_step)
             at = self._total(at, more)
         return self._strided_load(buffer, at, form, point)
+
+    def _outside(self, buffer: Buffer, form: Affine, point: Point) -> str:
+        """Where a load in the loops of a fold starts: what does not move in them."""
+        at = self._offset({n: form[n] for n in form if n not in self.inner}, point)
+        if buffer.panel:
+            at = self._total(at, self._product(point.base, buffer.panel_step))
+        return self._address(buffer, at)
 
     def _strided_load(self, buffer: Buffer, at: str, form: Affine, point: Point) -> Value:
         """A load whose first lane is at the offset `at`; `form` says how lanes move."""

@@ -43,6 +43,7 @@ class KernelEmitter(Access):
         self.folds = [e for e in self.expressions if e.op == "fold"]
         self.lanes = 1
         self.vector_index = ""
+        self.inner: frozenset[str] = frozenset()
         self.split = -1  # the axis that threads divide; its units are tiles
         self.units: Units = ()
         self.pointers: dict[int, str] = {}
@@ -393,6 +394,7 @@ class KernelEmitter(Access):
         """One chain over all loops, or over list positions bounds[0] to bounds[1]."""
         loops = fold.attr[1]
         types = [rule.type(n) for n in lanes]
+        self._before(fold, points)
         if bounds is not None:
             with self.text.loop(*bounds, 1, list(zip(types, start, strict=True))) as (q, now, new):
                 more = self._unravel(q, loops)
@@ -408,6 +410,16 @@ class KernelEmitter(Access):
             return new
 
         return nest(0, start, {})
+
+    def _before(self, fold: k.Expr, points: list[Point]) -> None:
+        """Write what loads in the fold's loops have in common before these begin."""
+        self.inner = frozenset(loop.name for loop in fold.attr[1])
+        for e in k.walk(fold.args):
+            if e.op == "load":
+                form = offset(e.args, e.attr.strides, self.affine_memo)
+                if form is not None and self.inner.intersection(form):
+                    for point in points:
+                        self._outside(e.attr, form, point)
 
     def _unravel(self, q: str, loops: tuple[k.Loop, ...]) -> dict[str, str]:
         more, rest = {}, q

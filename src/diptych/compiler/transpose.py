@@ -94,9 +94,12 @@ class TransposeEmitter(KernelEmitter):
         if whole != "0":
             with self.text.loop("0", whole, self.width, []) as (index, _, _n):
                 self._tile_of({**at, name: index}, deep, self.width)
-        if isinstance(extent, Dim) or extent % self.width:
-            with self.text.scope():
+        if isinstance(extent, Dim):
+            with self.text.branch(self.text.value(f"icmp slt i64 {whole}, {self.size(extent)}")):
                 self._tile_of({**at, name: whole}, deep, self._left(extent))
+        elif extent % self.width:
+            with self.text.scope():
+                self._tile_of({**at, name: whole}, deep, extent % self.width)
 
     def _tile_of(self, at: dict[str, str], deep: Count, across: Count) -> None:
         """`across` loads of `deep` elements, transposed, and `deep` stores of `across`."""
