@@ -80,6 +80,7 @@ from diptych.runtime.threads import set_threads, threads
 from diptych.static import Executor, Program, compile, scan
 from diptych.static import data as placeholder
 from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
+from diptych.tiers import finish_compiling
 
 if _TYPE_CHECKING:
     from diptych.formats.library import export_library
@@ -152,6 +153,7 @@ __all__ = [
     "export_library",
     "f32",
     "f64",
+    "finish_compiling",
     "flatten",
     "floor",
     "fma",

@@ -17,18 +17,18 @@ KEPT = 1000  # compiles that are remembered
 
 @dataclass(frozen=True)
 class Compile:
-    """One compile: the line of its first call, what was new, seconds, kernels, and whether the
-    code came from the cache on disk."""
+    """One compile: the line of its first call, what was new, seconds, kernels, whether the code
+    came from the cache on disk, and how it was made (or that it was not yet)."""
 
     where: Where
     new: str
     seconds: float
     kernels: int
     from_disk: bool
+    how: str
 
     def __str__(self) -> str:
-        made = "loaded" if self.from_disk else "compiled"
-        took = f"{made} {self.kernels} kernels in {self.seconds * 1e3:.1f} ms"
+        took = f"{self.how} {self.kernels} kernels in {self.seconds * 1e3:.1f} ms"
         return f"{self.where}  {took}: {self.new}"
 
 
@@ -50,12 +50,13 @@ class Form:
     in_place: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Announced:
-    """A compile that is about to be made."""
+    """A compile that is about to be made, and what the record says of it."""
 
     where: Where
     new: str
+    noted: Compile | None = None
 
 
 class _Local(threading.local):
@@ -89,10 +90,18 @@ def announce(
     return found
 
 
-def note(announced: Announced, seconds: float, kernels: int, from_disk: bool) -> None:
-    """A compile was made."""
+def note(
+    announced: Announced, seconds: float, kernels: int, from_disk: bool, how: str = "compiled"
+) -> None:
+    """A compile was made, or put off; the later word replaces the earlier one."""
+    made = Compile(announced.where, announced.new, seconds, kernels, from_disk, how)
     with _lock:
-        _log.append(Compile(announced.where, announced.new, seconds, kernels, from_disk))
+        at = next((n for n, old in enumerate(_log) if old is announced.noted), None)
+        if at is None:
+            _log.append(made)
+        else:
+            _log[at] = made
+        announced.noted = made
 
 
 def _described(

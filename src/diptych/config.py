@@ -23,6 +23,11 @@ def eager() -> bool:
     return bool(_number("DIPTYCH_EAGER", 0, 0, 1))
 
 
+def tiers() -> bool:
+    """DIPTYCH_TIERS=0 compiles what is new at once, before its first run."""
+    return bool(_number("DIPTYCH_TIERS", 1, 0, 1))
+
+
 def threads() -> int:
     """DIPTYCH_THREADS, by default the number of processors this process may use."""
     default = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -146,6 +146,9 @@ class Executable:
     executable for sizes: the same code with other memory."""
 
     lines: dict[int, int]  # what a caller knows of the lines of the graph, by id
+    code: Code
+    trampoline: call.Trampoline | None
+    loop: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -154,24 +157,33 @@ class Executable:
         donated: dict[int, int],
         hints: Mapping[str, int] = NO_HINTS,
     ) -> None:
-        announced = compiles.announce(graph, strides, donated, type(self) is not Executable)
+        announced = compiles.announce(graph, strides, donated, self.loop)
         start = time.perf_counter()
         target = host_target(config.cpu())
         self.compiled = compile_graph(graph, strides, donated, target, hints)
         self.graph, self.donated = graph, donated
         self.constants = self.compiled.constants
-        self.code = self._load(target)
-        self.trampoline = call.trampoline()
         self.bound: dict[tuple[int, ...], Self] = {}
         self.recent: list[Executable] = []  # those of `bound` that hold memory
         if not self.compiled.symbols:
             self._bind({})
-        seconds = time.perf_counter() - start
-        compiles.note(announced, seconds, len(self.compiled.kernels), not self.code.compiled)
+        self._finish(target, announced, start)
+
+    def _finish(self, target: Target, announced: compiles.Announced, start: float) -> None:
+        """Get the code, and note what it took since `start`."""
+        self.code, self.trampoline = self._load(target), call.trampoline()
+        self._note(self.code, announced, time.perf_counter() - start)
+
+    def _note(
+        self, code: Code, announced: compiles.Announced, seconds: float, how: str = ""
+    ) -> None:
+        kernels = len(self.compiled.kernels)
+        made = how or ("compiled" if code.compiled else "loaded")
+        compiles.note(announced, seconds, kernels, not code.compiled, made)
         STATISTICS.compiles += 1
         STATISTICS.compile_seconds += seconds
         if config.debug():
-            self._report(seconds)
+            self._report(made, seconds)
 
     def _load(self, target: Target) -> Code:
         return Code(lambda: self.compiled.llvm, target, [ENTRY], (), self.compiled.description)
@@ -214,10 +226,9 @@ class Executable:
         """The machine code as text."""
         return assembly(self.compiled.llvm, host_target(config.cpu()))
 
-    def _report(self, seconds: float) -> None:
+    def _report(self, made: str, seconds: float) -> None:
         import sys
 
-        made = "compiled" if self.code.compiled else "loaded"
         lines = [f"diptych: {made} {len(self.compiled.kernels)} kernels in {seconds * 1e3:.1f} ms"]
         if config.debug() >= 2:
             lines += [f"  k{n}: {kernel.node!r}" for n, kernel in enumerate(self.compiled.kernels)]
@@ -266,6 +277,8 @@ class Executable:
 
 class LoopExecutable(Executable):
     """A step in a native loop: `run` takes the number of steps, and returns stacked outputs."""
+
+    loop = True
 
     def __init__(
         self,

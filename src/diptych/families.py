@@ -21,6 +21,7 @@ from diptych.graph.node import Constant, Graph, Input, Node
 from diptych.ops.reduce import Extent
 
 SIZES = ("shape", "sizes", "starts", "size")  # attributes that hold sizes
+Compiler = Callable[..., Any]  # as `engine.compile`
 MOST = 4  # special graphs of one structure that are compared with a new one
 
 
@@ -93,7 +94,8 @@ class Group:
 class Families:
     """All executables of a panel."""
 
-    def __init__(self) -> None:
+    def __init__(self, compile: Compiler = engine.compile) -> None:
+        self.compile = compile
         self.groups: dict[Any, Group] = {}
 
     def find(
@@ -115,12 +117,12 @@ class Families:
                 if sizes is not None:
                     return general.executable.at(sizes)
             for before in group.special:
-                made = generalised(before, outline, strides, donated, lines)
+                made = generalised(before, outline, strides, donated, lines, self.compile)
                 if made is not None:
                     group.general.append(made)
                     return made.executable.at(made.sizes(outline.numbers))
             group.special = [*group.special[1 - MOST :], outline]
-        executable = engine.compile(graph, device, strides, donated)
+        executable = self.compile(graph, device, strides, donated)
         executable.lines = lines
         return executable
 
@@ -131,6 +133,7 @@ def generalised(
     strides: Mapping[int, tuple[int, ...]],
     donated: dict[int, int],
     lines: dict[int, int],
+    compile: Compiler = engine.compile,
 ) -> General | None:
     """The executable for two graphs of one structure, and others like them."""
     rewriter = Rewriter(before, now)
@@ -148,7 +151,7 @@ def generalised(
     sizes = made.sizes(now.numbers)
     if sizes is None or made.sizes(before.numbers) is None:
         return None
-    made.executable = engine.compile(graph, "cpu", orders, donated, engine.hints(sizes))
+    made.executable = compile(graph, "cpu", orders, donated, engine.hints(sizes))
     made.executable.lines = lines
     return made
 

@@ -40,6 +40,7 @@ class Compiled:
     then known once these have values: see `words`.
     """
 
+    simple: Graph  # the graph in primitives
     emit: Callable[[], str]
     description: str  # equal ones have equal text, from the same compiler; or empty
     arena_bytes: int
@@ -95,6 +96,7 @@ def compile_graph(
     table = SizeTable(check_slot + 2, tuple(sorted(names)), hints)
     temporaries, arena = plan_memory(kernels, bool(names))
     return Compiled(
+        simple,
         partial(emit_module, kernels, target, check_slot + 1, table),
         _description(simple, strides, donated, target, hints),
         arena,

@@ -60,10 +60,16 @@ def _machine(target: Target) -> Any:
     )
 
 
-def object_code(text: str, target: Target) -> bytes:
-    """Optimise and translate one module; no pass here may change a bit."""
+def object_code(text: str, target: Target, between: Callable[[], None] = lambda: None) -> bytes:
+    """Optimise and translate one module; no pass here may change a bit. `between` is called outside
+    of the lock, where others may go first, and may raise."""
     with _lock:
-        return bytes(_machine(target).emit_object(_optimised(text, target)))
+        module = _optimised(text, target)
+    between()
+    with _lock:  # what LLVM made ends inside the lock, which a fork waits for
+        made = bytes(_machine(target).emit_object(module))
+        del module
+    return made
 
 
 def _optimised(text: str, target: Target) -> Any:
@@ -84,23 +90,37 @@ def _optimised(text: str, target: Target) -> Any:
 Text = str | Callable[[], str]  # a module, or what makes it
 
 
-def cached_object(text: Text, target: Target, known_as: str = "") -> tuple[bytes, bool]:
+def _path(text: Text, target: Target, known_as: str) -> str | None:
+    """Where the cache has the object code of a module, or will have it."""
+    folder = config.cache_folder()
+    if folder is None:
+        return None
+    versions = f"{_llvm().llvm_version_info} {target}\n"
+    named = f"{_compiler()}\n{known_as}" if known_as else _made(text)
+    key = sha256((versions + named).encode()).hex()
+    return os.path.join(folder, key[:2], f"{key}.o")
+
+
+def is_stored(text: Text, target: Target, known_as: str = "") -> bool:
+    """Whether object code need not be made."""
+    path = _path(text, target, known_as)
+    return path is not None and os.path.exists(path)
+
+
+def cached_object(
+    text: Text, target: Target, known_as: str = "", between: Callable[[], None] = lambda: None
+) -> tuple[bytes, bool]:
     """Object code from the cache, or made and put there; and whether it was made.
 
     The key is the text; or `known_as`, from which the compiler makes the text, and the compiler.
     """
-    folder = config.cache_folder()
-    if folder is None:
-        return object_code(_made(text), target), True
-    versions = f"{_llvm().llvm_version_info} {target}\n"
-    named = f"{_compiler()}\n{known_as}" if known_as else _made(text)
-    key = sha256((versions + named).encode()).hex()
-    path = os.path.join(folder, key[:2], f"{key}.o")
-    found = _read(path)
+    path = _path(text, target, known_as)
+    found = None if path is None else _read(path)
     if found is not None:
         return found, False
-    made = object_code(_made(text), target)
-    _write(path, made)
+    made = object_code(_made(text), target, between)
+    if path is not None:
+        _write(path, made)
     return made, True
 
 
@@ -157,9 +177,10 @@ class Code:
         entries: Sequence[str],
         counted: Sequence[str] = (),
         known_as: str = "",
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         global _serial
-        data, self.compiled = cached_object(text, target, known_as)
+        data, self.compiled = cached_object(text, target, known_as, between)
         self.size = len(data)
         with _lock:
             _serial += 1
@@ -188,3 +209,11 @@ def assembly(text: str, target: Target) -> str:
     """The machine code of a module as assembly text."""
     with _lock:
         return str(_machine(target).emit_assembly(_optimised(text, target)))
+
+
+if hasattr(os, "register_at_fork"):  # a fork inside LLVM would leave its locks taken in the child
+    os.register_at_fork(
+        before=lambda: _lock.acquire() and None,
+        after_in_parent=lambda: _lock.release(),
+        after_in_child=lambda: _lock.release(),
+    )

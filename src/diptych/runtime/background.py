@@ -1,0 +1,153 @@
+"""One thread that makes machine code while Python goes on: LLVM works outside the interpreter lock.
+
+The thread ends when nothing waits, and is started anew at need. At exit it stops between two steps
+of LLVM, for the process must not end inside one; a child of a fork goes on with what waited.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+NICE = 5  # how much the thread lets others go first, where a thread can
+PAUSE = 0.001  # seconds between two steps of LLVM, in which others get its lock
+
+
+class Job:
+    """Something to make, and later what was made or why it could not be."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+        self.made: Any = None
+        self.problem: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.made = self.make()
+        except _Stopped:
+            return
+        except BaseException as problem:  # raised by `result`, in the thread that asks
+            self.problem = problem
+
+    def result(self) -> Any:
+        """What was made, or None where it is not there yet; raises what making it raised."""
+        if self.problem is not None:
+            raise self.problem
+        if self.made is None:
+            _start()  # a child of a fork has no thread yet
+        return self.made
+
+    def is_done(self) -> bool:
+        return self.made is not None or self.problem is not None
+
+
+class _Stopped(BaseException):
+    """The process ends."""
+
+
+_changed = threading.Condition()  # holds for all below
+_waiting: deque[Job] = deque()
+_begun: list[Job] = []  # what is being made, by the thread or by who is in a hurry
+_worker: threading.Thread | None = None
+_closing = False
+
+
+def submit(job: Job) -> None:
+    """Make it in the background, after what was submitted before."""
+    with _changed:
+        _waiting.append(job)
+    _start()
+
+
+def hurry(job: Job) -> None:
+    """Return once it is made: here, unless somebody has begun."""
+    with _changed:
+        while job in _begun:
+            _changed.wait()
+        if job.is_done():
+            return
+        if job in _waiting:
+            _waiting.remove(job)
+        _begun.append(job)
+    _make(job)
+
+
+def finish() -> None:
+    """Return once nothing waits."""
+    with _changed:
+        jobs = [*_begun, *_waiting]
+    for job in jobs:
+        hurry(job)
+
+
+def between() -> None:
+    """What the thread calls between two steps: others go first, and the end of the process."""
+    if threading.current_thread() is _worker:
+        time.sleep(PAUSE)
+        if _closing:
+            raise _Stopped
+
+
+def _make(job: Job) -> None:
+    job.run()
+    with _changed:
+        _begun.remove(job)
+        _changed.notify_all()
+
+
+def _start() -> None:
+    global _worker
+    with _changed:
+        if _worker is None and _waiting and not _closing:
+            worker = threading.Thread(target=_work, name="diptych-compiler", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads: what waits is not made
+                worker.start()
+                _worker = worker
+
+
+def _work() -> None:
+    global _worker
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    while True:
+        with _changed:
+            if not _waiting or _closing:
+                _worker = None
+                return
+            job = _waiting.popleft()
+            _begun.append(job)
+        _make(job)
+
+
+def _close() -> None:
+    global _closing
+    with _changed:
+        _closing = True
+        _waiting.clear()
+        worker = _worker
+    if worker is not None:
+        worker.join()
+
+
+def _forked() -> None:
+    global _changed, _worker
+    _waiting.extendleft(reversed(_begun))
+    _begun.clear()
+    _changed, _worker = threading.Condition(), None
+
+
+atexit.register(_close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _changed.acquire() and None,
+        after_in_parent=lambda: _changed.release(),
+        after_in_child=_forked,
+    )
