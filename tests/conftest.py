@@ -4,4 +4,3 @@ import os
 import tempfile
 
 os.environ.setdefault("DIPTYCH_CACHE", os.path.join(tempfile.gettempdir(), "diptych-test-cache"))
-os.environ.setdefault("DIPTYCH_TIERS", "0")  # tests of native code run native code

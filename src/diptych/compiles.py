@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -159,3 +160,13 @@ def forbidden() -> Iterator[None]:
         yield
     finally:
         _local.forbidden -= 1
+
+
+def _forked() -> None:
+    """In a child of a fork no other thread holds the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -24,8 +24,8 @@ def eager() -> bool:
 
 
 def tiers() -> bool:
-    """DIPTYCH_TIERS=0 compiles what is new at once, before its first run."""
-    return bool(_number("DIPTYCH_TIERS", 1, 0, 1))
+    """DIPTYCH_TIERS=1 compiles what recurs, in the background; 0 what is new, at once."""
+    return bool(_number("DIPTYCH_TIERS", 0, 0, 1))
 
 
 def threads() -> int:

@@ -77,7 +77,7 @@ class TieredExecutable(Executable):
 
     def _make(self) -> Code:
         start = time.perf_counter()
-        text, known_as = lambda: self.compiled.llvm, self.compiled.description
+        text, known_as = self.compiled.emit, self.compiled.description  # `llvm` holds a lock
         code = Code(text, self.tier.target, [ENTRY], (), known_as, background.between)
         call.trampoline()
         how = "compiled in the background" if self.tier.runs > 1 else "compiled"

@@ -188,6 +188,7 @@ class Code:
             for name in (*entries, *counted):
                 builder = builder.export_symbol(name)
             self._library = builder.add_current_process().link(_jit(), f"diptych{_serial}")
+            del builder  # what LLVM made ends inside the lock
         two = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         three = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
         self.functions: dict[str, Callable[..., int]] = {
