@@ -83,14 +83,15 @@ def profile(executable, inputs):
     status = array("q", bytes(16 * len(compiled.checks) + 8))
     places = [a for a in (*inputs, *results, *executable.constants)]
     pointers = [getattr(a, pointer)["data"][0] for a in places]
-    table = array("q", [*pointers, status.buffer_info()[0], pool_address()])
-    arena = engine.empty((compiled.arena_bytes,), np.uint8)
+    words = getattr(executable.words, pointer)["data"][0]
+    table = array("q", [*pointers, status.buffer_info()[0], pool_address(), words])
+    arena = engine.empty((max(executable.arena_bytes, 1),), np.uint8)
     addresses = table.buffer_info()[0], getattr(arena, pointer)["data"][0]
     executable.code.functions[ENTRY](*addresses)
     target = host_target(config.cpu())
     found = []
     for kernel in compiled.kernels:
-        code = Code(emit_module([kernel], target, len(table) - 1), target, [ENTRY])
+        code = Code(emit_module([kernel], target, len(table) - 2, compiled.table), target, [ENTRY])
         found.append((timed(code.functions[ENTRY], addresses), kernel))
     return found
 

@@ -124,6 +124,19 @@ def test_the_arena_is_shared_by_values_that_do_not_live_together():
     assert 0 < made.arena_bytes <= 3 * 64 * 64 * 4
 
 
+def test_long_products_are_written_as_their_blocks():
+    """Eight blocks and more are products of their own and a sum; the bits are the reference's."""
+    rng = np.random.default_rng(5)
+    for terms, kernels in ((7 * 1024, 1), (8 * 1024, 2), (9 * 1024, 2), (8 * 1024 + 1, 1)):
+        a = rng.standard_normal((terms, 9)).astype(np.float32)
+        b = rng.standard_normal((terms, 21)).astype(np.float32)
+        graph = recorded(lambda x, y: dp.matmul(x.T, y) + 1.0, a.shape, b.shape)
+        assert len(compiled(graph).kernels) == kernels
+        (native,) = engine.run_once(graph, [a, b], "cpu")
+        (slow,) = engine.run_once(graph, [a, b], "reference")
+        assert native.tobytes() == slow.tobytes()
+
+
 def test_a_broken_cache_file_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
     graph = recorded(lambda x: x * 3 - 1, [7])

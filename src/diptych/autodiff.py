@@ -59,17 +59,19 @@ def was_released(node: Node) -> GraphError:
     )
 
 
-def expand(roots: Sequence[Node]) -> list[Node]:
+def expand(roots: Sequence[Node], done: Sequence[Node] = ()) -> list[Node]:
     """Nodes under the roots for differentiation, with composites that have no gradient of their
-    own replaced by their bodies; returns the new roots."""
-    new: dict[int, Node] = {}
-    for node in walk(roots, stop=_ends):
+    own replaced by their bodies; returns the new roots. Those in `done` are as they should be."""
+    new: dict[int, Node] = {id(node): node for node in done}
+    for node in walk(roots, stop=lambda n: id(n) in new or _ends(n)):
+        if id(node) in new:
+            continue
         if _ends(node):
             new[id(node)] = node
             continue
         inputs = tuple(new.get(id(i), i) for i in node.inputs)
         if isinstance(node.op, Composite) and node.op.operator.gradient is None:
-            new[id(node)] = expand([base.inline(node, inputs)])[0]
+            new[id(node)] = expand([base.inline(node, inputs)], inputs)[0]
         elif all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
             new[id(node)] = node
         else:

@@ -18,6 +18,7 @@ from diptych.compiler.memory import Life, place, plan_memory
 from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
 from diptych.compiler.sizes import FIXED, NO_HINTS, Sizes, SizeTable
+from diptych.compiler.split import split_long
 from diptych.compiler.target import Target
 from diptych.compiler.transpose import TransposeEmitter, turned_axes
 from diptych.dtypes import Shape, symbols
@@ -77,7 +78,7 @@ def compile_graph(
     hints: Mapping[str, int] = NO_HINTS,
 ) -> Compiled:
     """simplify -> fuse -> schedule -> plan memory -> emit."""
-    simple = simplify(graph)
+    simple = split_long(simplify(graph))
     fusion = fuse(simple, strides, donated, target, hints)
     kernels = [n for n in schedule(fusion) if 0 not in n.shape]  # an empty one has nothing to do
     first = len(graph.inputs) + len(graph.outputs)
