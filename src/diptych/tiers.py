@@ -34,7 +34,7 @@ SLOW = {
 }  # fmt: skip
 TERM = {4: 20, 8: 200}
 KERNEL = 5_000_000  # what compiling takes for a kernel, or less
-LONG = 0.25  # seconds a run node by node may take, and be done again
+LONG = 0.25  # seconds of the processor that a run node by node may take, and be done again
 
 
 class Tier:
@@ -46,11 +46,12 @@ class Tier:
         self.seconds = 0.0  # of the last run node by node
         self.job: background.Job | None = None
 
-    def code(self, make: Any, much: bool) -> Code | None:
+    def code(self, emit: Any, make: Any, much: bool) -> Code | None:
         """The code for another run, or None where that is to be node by node."""
         self.runs += 1
         if self.job is None and (much or self.runs > 1):
-            self.job = background.Job(make)
+            text = emit()  # Python's share of the work: the background has LLVM's alone
+            self.job = background.Job(lambda: make(text))
             if not much:
                 background.submit(self.job)
         if self.job is None:
@@ -75,9 +76,8 @@ class TieredExecutable(Executable):
         seconds, kernels = time.perf_counter() - start, len(self.compiled.kernels)
         compiles.note(announced, seconds, kernels, False, "runs node by node instead of")
 
-    def _make(self) -> Code:
-        start = time.perf_counter()
-        text, known_as = self.compiled.emit, self.compiled.description  # `llvm` holds a lock
+    def _make(self, text: str) -> Code:
+        start, known_as = time.perf_counter(), self.compiled.description
         code = Code(text, self.tier.target, [ENTRY], (), known_as, background.between)
         call.trampoline()
         how = "compiled in the background" if self.tier.runs > 1 else "compiled"
@@ -90,7 +90,7 @@ class TieredExecutable(Executable):
             most = KERNEL * len(self.compiled.kernels)
             self.plain = graph, sum(map(nanoseconds, graph.nodes)) > most
         graph, much = self.plain
-        code = self.tier.code(self._make, much)
+        code = self.tier.code(self.compiled.emit, self._make, much)
         if code is None:
             return self._by_node(graph, inputs)
         self.code, self.trampoline = code, call.trampoline()
@@ -100,7 +100,7 @@ class TieredExecutable(Executable):
 
     def _by_node(self, graph: Graph, inputs: Sequence[Array]) -> list[Array]:
         """Donated inputs are written last, when all is computed and every position was checked."""
-        start = time.perf_counter()
+        start = time.thread_time()
         results = []
         for value, (_, make) in zip(interpret.run(graph, inputs), self.places, strict=True):
             results.append(make())
@@ -109,7 +109,7 @@ class TieredExecutable(Executable):
             np.copyto(inputs[given], results[output])
             results[output] = inputs[given]
         engine.STATISTICS.calls += 1
-        self.tier.seconds = time.perf_counter() - start
+        self.tier.seconds = time.thread_time() - start
         return results
 
 
