@@ -34,7 +34,7 @@ SLOW = {
 }  # fmt: skip
 TERM = {4: 20, 8: 200}
 KERNEL = 5_000_000  # what compiling takes for a kernel, or less
-LONG = 0.25  # seconds of the processor that a run node by node may take, and be done again
+LONG = 0.2  # seconds of the processor for runs node by node, after which a run waits for its code
 
 
 class Tier:
@@ -43,7 +43,7 @@ class Tier:
     def __init__(self, target: Target, announced: compiles.Announced) -> None:
         self.target, self.announced = target, announced
         self.runs = 0
-        self.seconds = 0.0  # of the last run node by node
+        self.seconds = 0.0  # of all runs node by node
         self.job: background.Job | None = None
 
     def code(self, emit: Any, make: Any, much: bool) -> Code | None:
@@ -109,7 +109,7 @@ class TieredExecutable(Executable):
             np.copyto(inputs[given], results[output])
             results[output] = inputs[given]
         engine.STATISTICS.calls += 1
-        self.tier.seconds = time.thread_time() - start
+        self.tier.seconds += time.thread_time() - start
         return results
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-NICE = 5  # how much the thread lets others go first, where a thread can
 PAUSE = 0.001  # seconds between two steps of LLVM, in which others get its lock
 
 
@@ -114,9 +112,6 @@ def _start() -> None:
 
 def _work() -> None:
     global _worker
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     while True:
         with _changed:
             if not _waiting or _closing:
