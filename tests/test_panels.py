@@ -140,3 +140,21 @@ def test_reading_during_capture_names_the_line():
 
     with pytest.raises(dp.DiptychError, match=r"where\(\.\.\.\)"):
         step(np.ones(3, np.float32))
+
+
+class Scalar:
+    """What has the shape and the dtype of an array, and is none."""
+
+    shape, dtype = (), np.dtype(np.float32)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(3, np.float32)
+
+
+@pytest.mark.parametrize("value", [np.float32(3), Scalar()])
+def test_what_only_looks_like_an_array_is_fed_after_one(value):
+    with dp.Program() as program:
+        doubled = dp.data("x", []) * 2
+    executor = dp.Executor()
+    for fed in (np.array(3, np.float32), value, value):
+        assert executor.run(program, {"x": fed}, [doubled])[0] == 6

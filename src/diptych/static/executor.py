@@ -203,10 +203,11 @@ class Plan:
     def run(self, feed: Mapping[str, Any]) -> list[Array]:
         """Fetched values for values by the names of placeholders."""
         if len(feed) == len(self.names):
-            given = [feed.get(name) for name in self.names]
-            same = [getattr(a, "shape", a) for a in given] == self.shapes
-            if same and all(map(is_, [a.dtype for a in given], self.dtypes)):  # type: ignore[union-attr]
-                return self.call(given, self.sizes)  # type: ignore[arg-type]
+            given: list[Any] = [feed.get(name) for name in self.names]
+            arrays = all([type(a) is np.ndarray for a in given])
+            if arrays and [a.shape for a in given] == self.shapes:
+                if all(map(is_, [a.dtype for a in given], self.dtypes)):
+                    return self.call(given, self.sizes)
         unknown = set(feed) - set(self.program.feeds)
         if unknown:
             raise FeedError(
