@@ -351,3 +351,13 @@ def test_a_loop_with_history_that_never_looks_runs_whole_rounds(calls):
     for _ in range(calls - 1):
         expected = np.tanh(expected)
     assert np.abs(y.numpy() - expected).max() < 1e-6
+
+
+def test_numpy_copies_where_it_is_asked_to():
+    x = dp.tensor([1.0, 2.0]) + 1
+    copy = np.array(x)
+    copy[0] = 7
+    assert x.tolist() == [2.0, 3.0]
+    assert np.asarray(x, np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(x, np.float64, copy=False)

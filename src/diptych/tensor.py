@@ -178,8 +178,7 @@ class Tensor(Operand):
         return np.asarray(memoryview(value).toreadonly())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        value = self.numpy()
-        return value.astype(dtype) if dtype is not None else value
+        return np.array(self.numpy(), dtype, copy=copy)  # type: ignore[arg-type]
 
     def item(self) -> Any:
         """The value of a one-element tensor as a Python number."""
