@@ -37,11 +37,12 @@ _WORDS: dict[str, Any] = {
 
 def print_graph(graph: Graph, lines: bool = True) -> str:
     """The graph as text; `lines` adds the author's line to every node."""
-    order = [*graph.inputs, *[n for n in graph.nodes if n not in graph.inputs]]
+    given = set(map(id, graph.inputs))
+    order = [*graph.inputs, *[n for n in graph.nodes if id(n) not in given]]
     number = {id(n): f"%{place}" for place, n in enumerate(order)}
     out = [HEAD]
     for node in order:
-        text = f"{number[id(node)]} = {_call(node, number, node in graph.inputs)}"
+        text = f"{number[id(node)]} = {_call(node, number, id(node) in given)}"
         out.append(f"{text}  # {node.where}" if lines and node.where.line else text)
     out.append("return " + ", ".join(number[id(o)] for o in graph.outputs))
     return "\n".join(out) + "\n"
