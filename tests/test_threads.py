@@ -1,16 +1,19 @@
 """Threads divide outputs: any number of them gives the same bits."""
 
+import gc
 import os
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych import nn, optim
+from diptych import engine, nn, optim
 from diptych.errors import DiptychError
-from diptych.runtime import threads
+from diptych.runtime import code, threads
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,38 @@ def test_the_pool_is_made_anew_after_a_fork():
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert train(2) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_fork_waits_for_a_compile():
+    began = threading.Event()
+
+    def compiles():
+        with code._lock:
+            began.set()
+            time.sleep(0.2)
+
+    compiling = threading.Thread(target=compiles)
+    compiling.start()
+    began.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if code._lock.acquire(timeout=5) else 1)
+    compiling.join()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_call_that_goes_on_keeps_its_pool(monkeypatch):
+    dp.set_threads(2)
+    a = dp.tensor(np.ones((256, 256), np.float32))
+    address = threads.pool_address()
+    pool = weakref.ref(threads._pool)
+    dp.set_threads(3)
+    gc.collect()
+    assert pool() is not None
+    monkeypatch.setattr(engine, "pool_address", lambda: address)  # as read before the change
+    assert (dp.matmul(a, a).numpy() == 256.0).all()
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "2", 10**6])

@@ -16,6 +16,7 @@ import atexit
 import ctypes
 import os
 import threading
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -257,13 +258,18 @@ def pool_text(triple: str) -> str:
     return "\n".join(lines).replace("PAUSE", pause)
 
 
+@lru_cache(maxsize=1)
+def _code() -> Code:
+    target = host_target("native")
+    entries = ("diptych_start", "diptych_stop", "diptych_worker")
+    return Code(pool_text(target.triple), target, entries)
+
+
 class Pool:
     """`threads` - 1 workers beside the caller; `address` is what a table of pointers carries."""
 
     def __init__(self, threads: int) -> None:
-        target = host_target("native")
-        entries = ("diptych_start", "diptych_stop", "diptych_worker")
-        self._code = Code(pool_text(target.triple), target, entries)
+        self._code = _code()
         self._memory = np.zeros(WORDS + 8, np.int64)
         self.address = -(-self._memory.ctypes.data // 64) * 64
         self._call("diptych_start")
@@ -288,6 +294,7 @@ class Pool:
 
 
 _pool: Pool | None = None
+_ended: list[Pool] = []  # a call of another Python thread may still read their memory
 _wanted: int | None = None
 _lock = threading.Lock()
 
@@ -313,8 +320,9 @@ def set_threads(count: int) -> None:
 def pool_address() -> int:
     """The running pool, started at need; 0 where one thread is wanted."""
     global _pool
-    if _pool is not None:
-        return _pool.address
+    pool = _pool  # which another Python thread may end
+    if pool is not None:
+        return pool.address
     if threads() == 1:
         return 0
     with _lock:
@@ -328,6 +336,7 @@ def _close() -> None:
     pool, _pool = _pool, None
     if pool is not None:
         pool.close()
+        _ended.append(pool)
 
 
 def _forked() -> None:
