@@ -205,9 +205,9 @@ class Plan:
         if len(feed) == len(self.names):
             given: list[Any] = [feed.get(name) for name in self.names]
             arrays = all([type(a) is np.ndarray for a in given])
-            if arrays and [a.shape for a in given] == self.shapes:
-                if all(map(is_, [a.dtype for a in given], self.dtypes)):
-                    return self.call(given, self.sizes)
+            same = arrays and [a.shape for a in given] == self.shapes
+            if same and all(map(is_, [a.dtype for a in given], self.dtypes)):
+                return self.call(given, self.sizes)
         unknown = set(feed) - set(self.program.feeds)
         if unknown:
             raise FeedError(
