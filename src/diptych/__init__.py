@@ -8,6 +8,7 @@ from typing import Any as _Any
 
 from diptych import data, nn, optim
 from diptych.compiles import why
+from diptych.derivatives import grad, partials, value_and_grad
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, no_recompile, set_eager, use_device
 from diptych.errors import DiptychError
@@ -79,7 +80,7 @@ from diptych.ops.shape import (
 from diptych.runtime.threads import set_threads, threads
 from diptych.static import Executor, Program, compile, scan
 from diptych.static import data as placeholder
-from diptych.tensor import Parameter, Tensor, grad, no_grad, partials, tensor, value_and_grad
+from diptych.tensor import Parameter, Tensor, no_grad, tensor
 from diptych.tiers import finish_compiling
 
 if _TYPE_CHECKING:

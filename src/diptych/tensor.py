@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.autodiff import gradients, history_of, release, was_released
+from diptych.autodiff import gradients, history_of, release
 from diptych.dtypes import DType, TensorType, as_dtype, product
 from diptych.engine import empty, empty_columns
 from diptych.errors import DtypeError, GraphError, ShapeError
@@ -86,7 +86,7 @@ class TensorRecorder(Recorder):
         """The gradients of the last of `order` for the leaves of its history, from `grad`, or
         from 1 for one number."""
         root = order[-1]
-        return gradients([root], [_seed(self, root, grad)], leaves)
+        return gradients([root], [seed(self, root, grad)], leaves)
 
     def descend(self, parameters: Sequence[Parameter], read: Callable[[], float]) -> None:
         """p <- fma(read(), its gradient, p) for each; the number is read anew at every run."""
@@ -178,7 +178,7 @@ class Tensor(Operand):
         return np.asarray(memoryview(value).toreadonly())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.numpy(), dtype, copy=copy)  # type: ignore[arg-type]
+        return np.array(self.numpy(), dtype, copy=copy)
 
     def item(self) -> Any:
         """The value of a one-element tensor as a Python number."""
@@ -507,7 +507,8 @@ def current_panel(tensor: Tensor | None = None) -> TensorRecorder:
     return tensor.recorder if tensor is not None else default_panel()
 
 
-def _seed(panel: TensorRecorder, root: Node, grad: Any) -> Node:
+def seed(panel: TensorRecorder, root: Node, grad: Any) -> Node:
+    """The cotangent that backward from a node starts with: what is given, or 1 for one number."""
     if grad is not None:
         given = grad
         if not isinstance(grad, Tensor):
@@ -558,66 +559,3 @@ def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor
     made: Tensor = current_panel().array(array)
     made.node.where = author_line()
     return made.requires_grad_() if requires_grad else made
-
-
-def grad(function: Callable[..., Tensor], argument: int = 0) -> Callable[..., Tensor]:
-    """The function that computes d function / d argument; may be applied again."""
-
-    def gradient(*args: Any) -> Tensor:
-        return value_and_grad(function, argument)(*args)[1]
-
-    return gradient
-
-
-def value_and_grad(
-    function: Callable[..., Tensor], argument: int = 0
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The function that computes its value (one number) and its gradient in one argument."""
-
-    def both(*args: Any) -> tuple[Tensor, Tensor]:
-        given = list(args)
-        if not -len(given) <= argument < len(given):
-            raise GraphError("there is no such argument", f"{argument} of {len(args)}", "0")
-        x = given[argument] if isinstance(given[argument], Tensor) else tensor(given[argument])
-        need_float(x.type, "a gradient")
-        panel = current_panel(x)
-        before, panel.grad_enabled = panel.grad_enabled, True
-        try:
-            given[argument] = own = elementwise.identity(x)
-            own.node.needs_grad = True
-            panel.changed(own.node)
-            value = function(*given)
-            if not isinstance(value, Tensor):
-                raise GraphError("a gradient is of a tensor", f"{value!r}", "return a tensor")
-            return value, partials(value, [own])[0]
-        finally:
-            panel.grad_enabled = before
-
-    return both
-
-
-def partials(result: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
-    """d result / d each of the given values, for a result of one number; zeros where it does not
-    depend on one. In a program they are any floats; in the dynamic panel those that history
-    leads to."""
-    panel = current_panel(result)
-    root = panel.node_of(result)
-    nodes = [panel.node_of(t) for t in of]
-    for node in (root, *nodes):
-        if node.released:
-            raise was_released(root)
-    for node in nodes:
-        if not node.needs_grad:
-            raise GraphError(
-                "partials are taken with respect to floats whose history is recorded",
-                f"{node!r}",
-                "set requires_grad on it, or on what it came from, before it is used",
-            )
-    made = []
-    for node, g in zip(nodes, gradients([root], [_seed(panel, root, None)], nodes), strict=True):
-        if g is None:
-            with origin(author_line()):
-                zero = constant_node(0.0, node.type.dtype, author_line())
-                g = shape.broadcast_to(zero, node.type.shape)
-        made.append(panel.made(Tensor(g, panel)))
-    return made
