@@ -468,3 +468,44 @@ def test_arguments_of_another_layout_kind_or_type_are_told_from_the_last():
     double = dp.compile(lambda a: (a * 2.0).detach() * 1.0 if a.requires_grad else a * 3.0)
     assert double(dp.tensor(x)).numpy().tobytes() == (x * 3).tobytes()
     assert double(w).numpy().tobytes() == (x * 2).tobytes()
+
+
+STEP_NAMED = """
+import diptych as dp
+from diptych import nn, optim
+
+model = nn.Linear(6, 3)
+optimizer = optim.SGD(model.parameters(), lr=0.5)
+
+@dp.compile
+def NAME(x):
+    loss = model(x).sum()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
+
+for step in range(4):
+    NAME(x)
+captures = [len(c) for c in NAME.captures.values()]
+"""
+
+
+def test_a_global_with_the_name_of_a_method_is_not_the_method():
+    dp.manual_seed(0)
+    counted = {"x": X}
+    exec(compile(STEP_NAMED.replace("NAME", "train_step"), "<counted>", "exec"), counted)
+    assert counted["captures"] == [1]
+    named = {"x": X}
+    source = STEP_NAMED.replace("NAME", "step").replace("for step in", "for _ in")
+    exec(compile(source, "<named>", "exec"), named)
+    assert named["captures"] == [1]
+
+
+def test_a_compiled_function_inside_a_compiled_one_is_no_reason_to_capture_anew():
+    inner = dp.compile(lambda x: x * 2.0)
+    outer = dp.compile(lambda x: inner(x) + 1.0)
+    for _ in range(3):
+        inner(X)
+        assert outer(X).numpy().tobytes() == (X * 2 + 1).tobytes()
+    assert [len(c) for c in outer.captures.values()] == [1]

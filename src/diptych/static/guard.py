@@ -9,6 +9,8 @@ Python's and numpy's random numbers: what changes there would happen once and ne
 from __future__ import annotations
 
 import builtins
+import dis
+import functools
 import os
 import sys
 import threading
@@ -118,7 +120,11 @@ class Reached:
         elif isinstance(value, dict):
             self._queue.extend(list(value.values())[:MANY])
         elif not isinstance(value, type) and hasattr(value, "__dict__"):
-            self._object(value)
+            wrapped = vars(value).get("__wrapped__")
+            if wrapped is not None and type(value).__module__.startswith("diptych."):
+                self._queue.append(wrapped)  # a compiled function: what it counts is its own
+            else:
+                self._object(value)
 
     def _function(self, function: FunctionType) -> None:
         if function.__code__.co_filename.startswith(PACKAGE):
@@ -126,8 +132,8 @@ class Reached:
         wrapped = getattr(function, "__wrapped__", None)
         if wrapped is not None:
             self._queue.append(wrapped)
-        for name in _names(function.__code__):
-            self.names.add(name)
+        self.names |= set(_names(function.__code__))
+        for name in _globals(function.__code__):
             if name in function.__globals__ and not hasattr(builtins, name):
                 self._place(Place(function.__globals__, name, "global", False))
         cells = function.__closure__ or ()
@@ -172,6 +178,14 @@ def _names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
+
+
+@functools.lru_cache(maxsize=1024)
+def _globals(code: CodeType) -> tuple[str, ...]:
+    """Names that it looks up among the globals: `step` of `optimizer.step()` is none of them."""
+    own = [i.argval for i in dis.get_instructions(code) if i.opname.endswith(("_GLOBAL", "_NAME"))]
+    inner = [_globals(c) for c in code.co_consts if isinstance(c, CodeType)]
+    return tuple(dict.fromkeys([*own, *(name for names in inner for name in names)]))
 
 
 class Guard:
