@@ -134,6 +134,18 @@ def test_arrays():
         data.arrays(np.ones((4, 2)), [1, 2])
 
 
+def test_targets_of_a_regression_keep_their_fractions():
+    x = np.arange(10, dtype=np.float32).reshape(5, 2)
+    y = x[:, :1] / 4
+    made = data.arrays(x, y)
+    assert made.batch(slice(1, 3))[1].tobytes() == y[1:3].tobytes()
+    step = dp.compile(lambda rows, targets: targets.sum() + 0 * rows.sum())
+    (sums,) = dp.scan(step, data.DataLoader(made, 2))
+    assert sums.tolist() == [0.5, 2.5, 2.0]
+    with pytest.raises(dp.DiptychError, match="DataLoader of arrays"):
+        dp.scan(step, data.DataLoader(Squares(4), 2))
+
+
 # ---- MNIST from files and from the network -------------------------------------------------
 
 

@@ -16,9 +16,10 @@ DIGITS_TRAIN = 1437  # the first 1,437 digits train, the last 360 test, in file 
 
 @dataclass(frozen=True)
 class ArrayDataset:
-    """Rows of `images` (n, features) with `labels` (n,).
+    """Rows of `images` (n, ...) with `labels` (n, ...).
 
-    uint8 images are converted as f32(pixel) / scale + shift, each operation rounded to f32.
+    uint8 images are converted as f32(pixel) / scale + shift, each operation rounded to f32. Labels
+    that are integers become i64; floats, the targets of a regression, stay what they are.
     """
 
     images: Array
@@ -49,17 +50,21 @@ class ArrayDataset:
 
     def arrays(self) -> tuple[Array, Array]:
         """Images and labels as they lie in memory, unconverted."""
-        return np.ascontiguousarray(self.images), np.ascontiguousarray(self.labels, np.int64)
+        return np.ascontiguousarray(self.images), np.ascontiguousarray(_labels(self.labels))
 
     def batch(self, rows: Array | slice) -> tuple[Array, Array]:
-        """The rows as f32 images and i64 labels."""
+        """The rows, uint8 images as f32 and integer labels as i64."""
         picked = self.images[rows]
         if picked.dtype == np.uint8:
             picked = picked.astype(np.float32) / np.float32(self.scale) + np.float32(self.shift)
-        return np.ascontiguousarray(picked), self.labels[rows].astype(np.int64)
+        return np.ascontiguousarray(picked), _labels(self.labels[rows])
 
     def __getitem__(self, rows: Any) -> tuple[Array, Array]:
         return self.batch(rows)
+
+
+def _labels(labels: Array) -> Array:
+    return labels if labels.dtype.kind == "f" else labels.astype(np.int64)
 
 
 def digits(split: str = "train") -> ArrayDataset:
@@ -74,7 +79,7 @@ def digits(split: str = "train") -> ArrayDataset:
 
 
 def arrays(images: Any, labels: Any, scale: float = 1.0, shift: float = 0.0) -> ArrayDataset:
-    """Rows of `images` (n, ...) with `labels` (n,), f32 or u8 and integers."""
+    """Rows of `images` (n, ...), floats or u8, with `labels` (n, ...), integers or floats."""
     return ArrayDataset(np.asarray(images), np.asarray(labels), scale, shift)
 
 

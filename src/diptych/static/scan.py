@@ -37,7 +37,8 @@ def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
             "scan takes a compiled step", f"{step!r}", "dp.scan(dp.compile(step), ...)"
         )
     function, runs = step.function, step.scans
-    if not hasattr(getattr(loader, "dataset", None), "arrays"):
+    dataset = getattr(loader, "dataset", None)
+    if not all(hasattr(dataset, name) for name in ("arrays", "scale", "shift")):
         raise DiptychError(
             "scan takes a DataLoader of arrays", f"{loader!r}", "DataLoader(data.arrays(x, y), 16)"
         )
