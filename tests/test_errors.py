@@ -403,3 +403,21 @@ def test_files_that_cannot_be_written_leave_what_was_there(tmp_path, monkeypatch
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
     with pytest.raises(UnwritableFileError, match="No such file"):
         dp.save_state({"a": np.ones(9)}, tmp_path / "missing" / "x")
+
+
+def test_the_cure_of_a_wrong_dtype_or_label_is_one_that_numpy_knows():
+    layer, rows = dp.nn.Linear(3, 2), np.ones((4, 3))
+    with pytest.raises(dp.DiptychError) as caught:
+        layer(rows)
+    assert "f64[4,3] into weight f32[2,3]" in str(caught.value)
+    assert ".astype('float32')" in str(caught.value)
+    scores = layer(rows.astype("float32"))
+    for labels, cure in (
+        (np.zeros(4, np.float32), ".astype('int64')"),
+        (np.zeros((4, 1), np.int64), ".reshape(-1)"),
+        (np.eye(4, 2), "argmax(1)"),
+        (np.zeros(3, np.int64), "one class number for every row"),
+    ):
+        with pytest.raises(dp.DiptychError) as caught:
+            F.cross_entropy(scores, labels)
+        assert cure in str(caught.value)

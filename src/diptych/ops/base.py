@@ -153,13 +153,13 @@ def weak_dtype(value: float, other: DType, what: str) -> DType:
         raise DtypeError(
             f"{what} of an integer tensor and a Python float has no dtype",
             f"{other} and {value!r}",
-            "convert the tensor with .astype('f32')",
+            "convert the tensor with .astype('float32')",
         )
     if other.kind == "bool":
         raise DtypeError(
             f"{what} of a bool tensor and a Python number has no dtype",
             f"{other} and {value!r}",
-            "convert the tensor with .astype('i64') or .astype('f32')",
+            "convert the tensor with .astype('int64') or .astype('float32')",
         )
     return other
 
@@ -183,7 +183,9 @@ def convert(x: Handle, dtype: DType) -> Handle:
 
 def need_float(x: TensorType, what: str) -> None:
     if not x.dtype.is_float:
-        raise DtypeError(f"{what} takes f32 or f64", f"{x}", "convert it with .astype('f32') first")
+        raise DtypeError(
+            f"{what} takes f32 or f64", f"{x}", "convert it with .astype('float32') first"
+        )
 
 
 # ---- operators made of primitives ----------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diptych.dtypes import Dimension, TensorType, as_dtype, broadcast_shapes, promote
-from diptych.errors import ShapeError
+from diptych.errors import DtypeError, ShapeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
 from diptych.kernel import scalar as scalar_ops
@@ -196,6 +196,12 @@ def linear(x: Handle, weight: Handle, bias: Handle | None = None) -> Handle:
             "linear needs the last size of its input to be the layer's in_features",
             f"{x.type} into weight {weight.type}: {have} is not {want}",
             "flatten the input, or build the layer with that in_features",
+        )
+    if x.type.dtype != weight.type.dtype:
+        raise DtypeError(
+            "linear needs its input to have the dtype of its weight",
+            f"{x.type} into weight {weight.type}",
+            f"convert the input with .astype('{weight.type.dtype.numpy}')",
         )
     lead = x.type.shape[:-1]
     letters = BATCH[: len(lead)]

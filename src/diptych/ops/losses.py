@@ -116,13 +116,16 @@ def _log_softmax_gradient(g: Node, node: Node, axis: int) -> list[Node | None]:
 
 def _check_labels(x: TensorType, label: TensorType, what: str) -> None:
     if x.rank != 2 or label.rank != 1 or x.shape[0] != label.shape[0]:
+        cure = "give one class number for every row"
+        if label.shape == x.shape and x.rank == 2:
+            cure = "give class numbers: labels.argmax(1) of one-hot rows"
+        elif x.rank == 2 and label.shape == (x.shape[0], 1):
+            cure = "flatten the labels with .reshape(-1)"
         raise ShapeError(
-            f"{what} takes scores (n, classes) and labels (n,)",
-            f"{x} and labels {label}",
-            "flatten the labels with .reshape(-1)",
+            f"{what} takes scores (n, classes) and labels (n,)", f"{x} and labels {label}", cure
         )
     if not label.dtype.is_integer:
-        raise DtypeError(f"{what} takes integer labels", f"{label}", "use .astype('i64')")
+        raise DtypeError(f"{what} takes integer labels", f"{label}", "use .astype('int64')")
 
 
 @composite

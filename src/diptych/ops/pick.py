@@ -35,7 +35,7 @@ class PickLabel(Operator):
                 "flatten the labels with .reshape(-1)",
             )
         if not label.dtype.is_integer:
-            raise DtypeError("pick_label takes integer labels", f"{label}", "use .astype('i64')")
+            raise DtypeError("pick_label takes integer labels", f"{label}", "use .astype('int64')")
         return x.with_shape(x.shape[:1])
 
     def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:

@@ -339,7 +339,7 @@ def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
     """sum / n, n rounded once to the dtype."""
     x = operand(x)
     if not x.type.dtype.is_float:
-        raise DtypeError("mean takes f32 or f64", f"{x.type}", "convert it with .astype('f32')")
+        raise DtypeError("mean takes f32 or f64", f"{x.type}", "convert it with .astype('float32')")
     axes = _axes(axis, x, "mean")
     return divide(reduce_sum(x, axes, keepdims), size_of(x, axes))
 
