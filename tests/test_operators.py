@@ -5,6 +5,7 @@ import pytest
 from cases import CASES, Case
 
 import diptych as dp
+import diptych.nn.functional as F
 from diptych.errors import ShapeError, ValueRangeError
 from diptych.ops.base import ALL
 
@@ -208,3 +209,10 @@ def test_minus_zero_lies_below_plus_zero(panel, dtype):
     call = dp.compile(slopes) if panel == "compiled" else slopes
     found = [v.numpy().tolist() for v in call(a, b)]
     assert found == [[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 1, 1], [0, 1, 0, 0]]
+
+
+def test_attributes_that_are_equal_and_not_the_same_have_bodies_of_their_own():
+    x = dp.tensor([-1.0, 2.0])
+    for slope, sign in [(0.0, True), (-0.0, False), (0.0, True)]:
+        below = F.leaky_relu(x, negative_slope=slope).numpy()[0]
+        assert below == 0 and np.signbit(below) == sign

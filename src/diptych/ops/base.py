@@ -238,6 +238,11 @@ class Composite(Operator):
 EXACT = (int, str, type(None))  # attributes that are equal only to themselves
 
 
+def exactly(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A key for attributes: 0.0, -0.0, 0 and False are not the same."""
+    return tuple([v if type(v) in EXACT else (type(v), repr(v)) for v in values])
+
+
 class CompositeOperator:
     """A function on handles, recorded under its own name.
 
@@ -310,8 +315,8 @@ class CompositeOperator:
         return self.bound(tuple(self.defaults.values()))
 
     def bound(self, values: tuple[Any, ...]) -> Composite:
-        """The call with these attributes; 0.0, -0.0, 0 and False are not the same."""
-        key = tuple([v if type(v) in EXACT else (type(v), repr(v)) for v in values])
+        """The call with these attributes."""
+        key = exactly(values)
         found = self._calls.get(key)
         return self._calls.setdefault(key, Composite(self, values)) if found is None else found
 
@@ -341,7 +346,7 @@ class CompositeOperator:
         return tuple(bound.arguments.get(name) for name in self.tensor_names)
 
     def body(self, values: tuple[Any, ...], inputs: tuple[TensorType, ...]) -> Graph:
-        key = (values, inputs)
+        key = (exactly(values), inputs)
         found = self._bodies.get(key)
         if found is None:
             places = tuple(
@@ -357,7 +362,7 @@ class CompositeOperator:
         self, values: tuple[Any, ...], inputs: tuple[TensorType, ...]
     ) -> list[tuple[int, Dimension, str]]:
         """The positions that its body checks and that are its own inputs."""
-        key = (values, inputs)
+        key = (exactly(values), inputs)
         found = self._positions.get(key)
         if found is None:
             body, found = self.body(values, inputs), []
