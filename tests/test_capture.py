@@ -509,3 +509,14 @@ def test_a_compiled_function_inside_a_compiled_one_is_no_reason_to_capture_anew(
         inner(X)
         assert outer(X).numpy().tobytes() == (X * 2 + 1).tobytes()
     assert [len(c) for c in outer.captures.values()] == [1]
+
+
+def test_a_tensor_of_a_tensor_is_its_value_in_both_panels():
+    weights = dp.tensor(X, requires_grad=True)
+
+    def call(x):
+        return dp.tensor(dp.tensor(x) * 2.0, "f64") + dp.tensor(weights)
+
+    both = call(dp.tensor(X)), dp.compile(call)(X)
+    assert both[0].dtype == both[1].dtype and not both[0].requires_grad
+    assert both[0].numpy().tobytes() == both[1].numpy().tobytes()

@@ -11,6 +11,7 @@ import pytest
 
 import diptych as dp
 from diptych.cli import main
+from diptych.families import Families
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +34,8 @@ def blocks(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_page_runs(page):
+def test_page_runs(page, monkeypatch):
+    monkeypatch.setattr(dp.PANEL.runner, "families", Families())  # no sizes from other tests
     namespace, printed = {"__name__": page.stem}, None
     for language, text, line in blocks(page):
         if language == "python":

@@ -550,7 +550,13 @@ def no_grad() -> Iterator[None]:
 
 
 def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A tensor with a copy of a number, list or array. Python floats are f32, ints i64."""
+    """A tensor with a copy of a number, list or array. Python floats are f32, ints i64.
+
+    Of a tensor it is the value without its history, also inside a program.
+    """
+    if isinstance(value, Tensor) and not requires_grad:
+        snapshot = value.detach()
+        return snapshot if dtype is None else snapshot.astype(dtype)
     array = host_array(value)
     if dtype is not None:
         array = array.astype(as_dtype(dtype).numpy)
