@@ -32,13 +32,10 @@ def run(quick, rounds):
     return made
 
 
-def point(batch, widths, rounds):
-    """One training step of a network, compiled and timed."""
-    import numpy as np
-
-    import diptych as dp
+def training_step(widths):
+    """A step of SGD on a network of these widths."""
     import diptych.nn.functional as F
-    from diptych import engine, nn, optim
+    from diptych import nn, optim
 
     layers = []
     for ins, outs in pairwise(widths):
@@ -53,6 +50,17 @@ def point(batch, widths, rounds):
         optimizer.zero_grad()
         return loss
 
+    return step
+
+
+def point(batch, widths, rounds):
+    """One training step of a network, compiled and timed."""
+    import numpy as np
+
+    import diptych as dp
+    from diptych import engine
+
+    step = training_step(widths)
     made = []
     compile = engine.compile
 

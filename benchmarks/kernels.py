@@ -8,13 +8,12 @@ import argparse
 import statistics
 import time
 from array import array
-from itertools import pairwise
 
 import numpy as np
+from growth import training_step
 
 import diptych as dp
-import diptych.nn.functional as F
-from diptych import config, engine, nn, optim
+from diptych import config, engine
 from diptych.compiler.pipeline import ENTRY, emit_module
 from diptych.data import ArrayDataset, DataLoader
 from diptych.runtime.code import Code, host_target
@@ -42,19 +41,7 @@ def main():
 def recorded(options):
     """The executable of one epoch of the network, and the inputs of its last call."""
     widths = [int(w) for w in options.widths.split(",")]
-    layers = []
-    for given, made in pairwise(widths):
-        layers += [nn.Linear(given, made), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1])
-    optimizer = optim.SGD(model.parameters(), lr=0.001)
-
-    def step(images, labels):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
+    step = training_step(widths)
     rng = np.random.default_rng(0)
     rows = options.batch * 20
     pixels = rng.integers(0, 256, (rows, widths[0])).astype(np.uint8)

@@ -50,11 +50,18 @@ def drawn(case, size, value):
     return [a % min(value, size) if a.dtype == np.int64 else a for a in arrays]
 
 
+NEEDS_NUMBER = {  # cases whose call writes this size as a number
+    ("reshape", 3), ("reshape", 37), ("broadcast", 3), ("broadcast", 37),
+    ("slice", 3), ("slice", 37), ("slice_back", 37),
+}  # fmt: skip
+
+
 def check(case, size, values, special=()):
     """One compile for all values, and the bits of the reference; of the special executable too."""
     made = recorded(case, size)
-    if made is None:
-        pytest.skip("the call needs the size as a number")
+    if (case.name, size) in NEEDS_NUMBER:
+        assert made is None
+        return
     graph, live = made
     family = engine.Family(graph)
     before = engine.STATISTICS.compiles

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from diptych.compiler.kernels import Buffer, Kernel, row_major
+from diptych.compiler.kernels import Buffer, Kernel, innermost_strides, row_major
 from diptych.compiler.simplify import is_scalar_constant
 from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.compiler.target import Target
@@ -239,12 +239,7 @@ class Fusion:
     def _copy(self, node: Node, innermost: int | None = None) -> Buffer:
         """A temporary copy of a value, with one axis innermost in memory."""
         shape = node.type.shape
-        axes = list(range(len(shape)))
-        if innermost is not None:
-            axes.remove(innermost)
-            axes.append(innermost)
-        steps = dict(zip(axes, row_major(tuple(shape[a] for a in axes)), strict=True))
-        strides = tuple(steps[a] for a in range(len(shape)))
+        strides = row_major(shape) if innermost is None else innermost_strides(shape, innermost)
         buffer = Buffer(node.type, strides, "temporary")
         names, indices = self._indices(len(shape))
         self._add(Kernel(buffer, names, self._source(node, {}).at(*indices), node, shape))
@@ -308,25 +303,17 @@ class Fusion:
 
     def _lying(self, node: Node) -> Shape:
         """Strides for a temporary: as the vectors of the contraction inside its kernel lie."""
-        shape = node.type.shape
-        innermost, inner = None, node
-        while innermost is None and inner.type.shape == node.type.shape:
-            innermost = self.along.get(id(inner))
-            inlined = [n for n in inner.inputs if id(n) not in self.plan.chosen and n.inputs]
-            if not inlined:
-                break
-            inner = next((n for n in inlined if self._holds(n)), inlined[0])
-        if innermost is None:
-            return row_major(shape)
-        order = [n for n in range(len(shape)) if n != innermost] + [innermost]
-        steps = dict(zip(order, row_major(tuple(shape[n] for n in order)), strict=True))
-        return tuple(steps[n] for n in range(len(shape)))
-
-    def _holds(self, node: Node) -> bool:
-        """Whether a contraction is computed inside a node that gets no memory."""
-        return isinstance(node.op, Contract) or any(
-            id(n) not in self.plan.chosen and self._holds(n) for n in node.inputs
-        )
+        seen: set[int] = set()
+        stack = [node]
+        while stack:
+            inner = stack.pop()
+            if id(inner) in seen or inner.type.shape != node.type.shape:
+                continue
+            seen.add(id(inner))
+            if id(inner) in self.along:
+                return innermost_strides(node.type.shape, self.along[id(inner)])
+            stack.extend(n for n in inner.inputs if id(n) not in self.plan.chosen)
+        return row_major(node.type.shape)
 
     def _pack_side(self, node: Node, side: int, axis: int) -> None:
         """Copy a side with `axis` innermost, in panels of a tile's columns where it is wide."""
