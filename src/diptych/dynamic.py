@@ -89,7 +89,7 @@ class DynamicRecorder(TensorRecorder):
         self.lock.acquire()  # `with` costs twice as much
         try:
             if piece.at_boundary:
-                self.run(piece)
+                self.run(piece, looked=False)
             slots, nodes, inputs, key = piece.slots, piece.nodes, [], [op]
             for operand in operands:
                 node = operand.node
@@ -141,6 +141,7 @@ class DynamicRecorder(TensorRecorder):
         try:
             if point is None:
                 point = self._explore(piece, op, inputs, key)
+            self.runner.finish_values([inputs[n] for n, _ in point.checks])
             _check_few(point, op, inputs, where)
         except BaseException:
             new = sum(isinstance(place, Kind) for place in key)
@@ -188,7 +189,7 @@ class DynamicRecorder(TensorRecorder):
         with self.lock:
             piece = self.piece
             if piece.at_boundary:
-                self.run(piece)
+                self.run(piece, looked=False)
             self._is_cut(piece, node.where, node.op.name, node.inputs, node.needs_grad)
             if not piece.in_step:
                 piece.sites().append((node.where, node.op.name))
@@ -203,6 +204,7 @@ class DynamicRecorder(TensorRecorder):
         """Labels and positions that are there are checked at the call, before anything changes."""
         if node.op.positions(*[i.type for i in node.inputs]):
             values = [i.value for i in node.inputs]
+            self.runner.finish_values(node.inputs)
             interpret.check_positions(node.op, node.inputs, values, node.where)
         else:
             _UNCHECKED.add(node.op.name)
@@ -229,7 +231,7 @@ class DynamicRecorder(TensorRecorder):
                     self.cuts.setdefault(site, []).append(sites[-period:])
                     found = True
         if found:
-            self.run(piece)
+            self.run(piece, looked=False)
         return found
 
     def node_of(self, handle: Any) -> Node:
@@ -345,7 +347,7 @@ class DynamicRecorder(TensorRecorder):
         piece = self.piece
         with self.lock:
             if piece.at_boundary:
-                self.run(piece)
+                self.run(piece, looked=False)
             root = piece.slots.get(tensor.node)
             if piece.point is None or root is None or grad is not None or _eager:
                 piece.point = None
@@ -446,6 +448,7 @@ class DynamicRecorder(TensorRecorder):
             if tensor.node.value is None:
                 self.node_of(tensor)
                 self.run()
+            self.runner.finish()
             if tensor.node.value is None:
                 raise GraphError(
                     "a value is there once the call that computes it succeeded",
@@ -454,13 +457,17 @@ class DynamicRecorder(TensorRecorder):
                 )
             return tensor.node.value
 
-    def run(self, piece: Piece | None = None) -> None:
-        """Run what is waiting."""
+    def finish(self) -> None:
+        with self.lock:
+            self.runner.finish()
+
+    def run(self, piece: Piece | None = None, looked: bool = True) -> None:
+        """Run what is waiting; `looked` as in `Runner.run`."""
         with self.lock:
             piece = self.piece if piece is None else piece
             at_boundary, piece.at_boundary = piece.at_boundary, False
             try:
-                self.runner.run(piece)
+                self.runner.run(piece, looked)
             except RecompileError:
                 piece.at_boundary = at_boundary
                 raise
@@ -540,12 +547,12 @@ def use_device(name: str) -> None:
 
 
 def _forked() -> None:
-    """A child of a fork has one thread, which holds no lock."""
+    """A child of a fork has one thread, which holds no lock, and none of the pool's."""
     PANEL.lock = threading.RLock()
 
 
 PANEL = DynamicRecorder()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=PANEL.finish, after_in_child=_forked)
 set_default_panel(PANEL)
 set_default(PANEL)

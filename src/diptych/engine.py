@@ -26,7 +26,7 @@ from diptych.graph.rewrite import specialise
 from diptych.runtime import call
 from diptych.runtime.call import address
 from diptych.runtime.code import Code, assembly, host_target
-from diptych.runtime.threads import pool_address
+from diptych.runtime.threads import Pool, pool_address, running_pool
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
@@ -141,6 +141,35 @@ class Frame:
         return bad
 
 
+class Flight:
+    """A call that a worker of the pool runs while the caller goes on. What it reads and writes is
+    kept here until `finish`."""
+
+    def __init__(
+        self,
+        executable: Executable,
+        frame: Frame,
+        pool: Pool,
+        inputs: list[Array],
+        results: list[Array],
+    ) -> None:
+        self.executable, self.pool, self.inputs, self.results = executable, pool, inputs, results
+        self.frame: Frame | None = frame
+
+    def gives(self, value: Array | None) -> bool:
+        """Whether the call computes this array."""
+        return any([value is result for result in self.results])
+
+    def finish(self) -> None:
+        """Wait for the call, and help with it; a second time it is nothing."""
+        failed = self.pool.finish()
+        if failed:
+            raise InternalError(f"check {failed} of a call that cannot fail")
+        frame, self.frame = self.frame, None
+        if frame is not None:
+            self.executable.frames.append(frame)
+
+
 class Executable:
     """One native function for a graph. Where sizes of the graph are symbols, `at` gives the
     executable for sizes: the same code with other memory."""
@@ -252,6 +281,24 @@ class Executable:
             self._raise(failed, frame.bad_position(failed - 1))
         self.frames.append(frame)
         return results
+
+    def start(self, inputs: list[Array]) -> tuple[list[Array], Flight | None]:
+        """`run` where nothing can fail: the outputs, and what has to be finished before they, or
+        the inputs, are looked at; None where it was run at once."""
+        pool, later = running_pool(), call.later()
+        if pool is None or later is None:
+            return self.run(inputs), None
+        results = [make() if given < 0 else inputs[given] for given, make in self.places]
+        STATISTICS.calls += 1
+        frame = self.frames.pop() if self.frames else self._frame()
+        code = later(frame.address, id(inputs), id(results), pool.address)
+        flight = Flight(self, frame, pool, inputs, results)
+        if code == -1:
+            return results, flight
+        self.frames.append(frame)
+        if code:
+            raise InternalError(f"check {code} of a call that cannot fail")
+        return results, None
 
     def _raise(self, failed: int, bad: int) -> None:
         check = self.compiled.checks[failed - 1]

@@ -1,9 +1,13 @@
 """Running a piece of the dynamic panel: which values it has to give, which memory it may use again,
-and the native call that does it, by the piece's place on the trail or by a walk."""
+and the native call that does it, by the piece's place on the trail or by a walk.
+
+Where nobody looks, a worker of the pool makes the call while Python records on: it is in flight.
+Its outputs are bound at once; whoever reads a value, or writes one, finishes the flight first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from sys import getrefcount
 from typing import Any
@@ -33,9 +37,23 @@ class Runner:
         self.families = Families(self._compiled)
         self.tiers = config.tiers() and not config.eager()
         self.device = "cpu"
+        self.flight: engine.Flight | None = None
 
-    def run(self, piece: Piece) -> None:
-        """Run what is waiting; every handle that is alive becomes an output."""
+    def finish(self) -> None:
+        """Wait for what is in flight."""
+        if self.flight is not None:
+            self.flight.finish()
+            self.flight = None
+
+    def finish_values(self, nodes: Sequence[Node]) -> None:
+        """Wait for what is in flight, where it computes the value of one of these."""
+        if self.flight is not None and any([self.flight.gives(n.value) for n in nodes]):
+            self.finish()
+
+    def run(self, piece: Piece, looked: bool = True) -> None:
+        """Run what is waiting; every handle that is alive becomes an output. Where a value is not
+        `looked` at now, the native call may be in flight afterwards."""
+        self.looked = looked
         if not piece.waiting:
             piece.clear()
             return
@@ -102,6 +120,7 @@ class Runner:
 
     def _by_plan(self, plan: Plan, piece: Piece) -> Callable[[], None]:
         nodes, bundles = piece.nodes, piece.bundles
+        self.finish()  # which holds what it reads
         inputs: list[Any] = [nodes[n].value for n in plan.inputs]
         held = [] if self.others_wait(piece) else list(map(getrefcount, inputs))
         for n in plan.watched:
@@ -122,7 +141,10 @@ class Runner:
         bundles: list[Bundle],
     ) -> None:
         try:
-            results = made.executable.run(inputs) if plan.outputs else []
+            if made.safe and not self.looked:
+                results, self.flight = made.executable.start(inputs)
+            else:
+                results = made.executable.run(inputs) if plan.outputs else []
         except ValueRangeError as problem:
             order = _order(_completed(plan, nodes, bundles))
             raise _with_line(problem, made.executable, order) from None
@@ -149,14 +171,18 @@ class Runner:
         found = plan.made.get(key)
         if found is None:
             outputs = _completed(plan, nodes, bundles)
-            executable = self._executable(_order(outputs), outputs, donated) if outputs else None
+            order = _order(outputs)
+            executable = self._executable(order, outputs, donated) if outputs else None
             overwritten = [plan.inputs[n] for n in donated.values()]
-            found = plan.made[key] = Made(executable, overwritten, [None] * len(outputs))
+            safe = len(donated) == len(plan.donors) and _cannot_fail(order)
+            safe = safe and isinstance(executable, engine.Executable)
+            found = plan.made[key] = Made(executable, overwritten, [None] * len(outputs), safe)
         return found
 
     # ---- by a walk, and compiling ----------------------------------------------------------
 
     def _by_walk(self, outputs: list[Node], piece: Piece) -> Callable[[], None]:
+        self.finish()
         if not outputs:
             return lambda: None
         order = _order(outputs)
@@ -221,6 +247,16 @@ class Runner:
         graph = Graph(tuple(new[id(leaf)] for leaf in leaves), tuple(new[id(o)] for o in outputs))
         strides = {n: element_strides(leaf.value) for n, leaf in enumerate(leaves)}  # type: ignore[arg-type]
         return self.families.find(graph, self.device, strides, donated, lines)
+
+
+def _cannot_fail(order: list[Node]) -> bool:
+    """Whether all positions were there, and so were checked, when they were recorded."""
+    for node in order:
+        if node.value is None:
+            places = node.op.positions(*[i.type for i in node.inputs])
+            if any([node.inputs[n].value is None for n, *_ in places]):
+                return False
+    return True
 
 
 def _completed(plan: Plan, nodes: list[Node], bundles: list[Bundle]) -> list[Node]:

@@ -116,6 +116,10 @@ class TensorRecorder(Recorder):
     def boundary(self) -> None:
         """The end of a step."""
 
+    def finish(self) -> None:
+        """Wait for native calls that are under way: before memory of values is read or written
+        without `observe`."""
+
     def created(self, parameter: Parameter) -> None:
         """A parameter was made while this panel records."""
 

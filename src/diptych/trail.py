@@ -178,11 +178,13 @@ class Piece:
 
 @dataclass
 class Made:
-    """An executable, the inputs that it overwrites, and the kinds of its outputs."""
+    """An executable, the inputs that it overwrites, the kinds of its outputs, and whether it is
+    `safe` to go on before it is done: nothing fails in it, and nothing is copied after it."""
 
     executable: Any
     overwritten: list[int]
     kinds: list[Any]
+    safe: bool
     new: bool = True
 
 

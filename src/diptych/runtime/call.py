@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diptych.runtime.code import Code, host_target
+from diptych.runtime.threads import HAND_OVER
 
 Array = np.ndarray[Any, Any]
 HEAD = object.__basicsize__  # bytes before what a class adds
@@ -56,12 +57,11 @@ def _copy(what: str, first: str, count: int) -> list[str]:
     ]
 
 
-def _text(triple: str) -> str:
-    """`diptych_call(frame, inputs, outputs, pool)`: fill the table of a frame and call its entry
-    with the table and the arena."""
-    lines = [
-        f'target triple = "{triple}"',
-        "define i64 @diptych_call(ptr %frame, ptr %inputs, ptr %outputs, ptr %pool) {",
+def _function(name: str, call: list[str]) -> list[str]:
+    """`name(frame, inputs, outputs, pool)`: fill the table of a frame, and call its entry with the
+    table and the arena as the lines of `call` do."""
+    return [
+        f"define i64 @{name}(ptr %frame, ptr %inputs, ptr %outputs, ptr %pool) {{",
         "entry:",
         f"  %table = getelementptr i64, ptr %frame, i64 {TABLE}",
         "  %inputs.first = add i64 0, 0",
@@ -75,9 +75,23 @@ def _text(triple: str) -> str:
         f"  %arena.at = getelementptr i64, ptr %frame, i64 {ARENA}",
         "  %arena = load ptr, ptr %arena.at",
         "  %function = load ptr, ptr %frame",
-        "  %code = call i64 %function(ptr %table, ptr %arena)",
+        *call,
         "  ret i64 %code",
         "}",
+    ]
+
+
+def _text(triple: str) -> str:
+    """`diptych_call` calls at once; `diptych_later` has the pool do it."""
+    later = [
+        f"  %hand.at = getelementptr ptr, ptr %pool, i64 {HAND_OVER}",
+        "  %hand = load ptr, ptr %hand.at",
+        "  %code = call i64 %hand(ptr %pool, ptr %function, ptr %table, ptr %arena)",
+    ]
+    lines = [
+        f'target triple = "{triple}"',
+        *_function("diptych_call", ["  %code = call i64 %function(ptr %table, ptr %arena)"]),
+        *_function("diptych_later", later),
         "define i64 @diptych_second(ptr %table, ptr %arena) {",
         "  %at = getelementptr i64, ptr %table, i64 1",
         "  %second = load i64, ptr %at",
@@ -89,15 +103,28 @@ def _text(triple: str) -> str:
 
 
 @lru_cache(maxsize=1)
+def _trampolines() -> tuple[Trampoline, Trampoline] | None:
+    names = ("diptych_call", "diptych_later", "diptych_second")
+    code = Code(_text(host_target("native").triple), host_target("native"), names)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 4)
+    call, later = kind(code.address("diptych_call")), kind(code.address("diptych_later"))
+    call.code = code  # type: ignore[attr-defined]  # as long as the functions, so the code
+    later.code = code  # type: ignore[attr-defined]
+    return (call, later) if _reads_right(call, code.address("diptych_second")) else None
+
+
 def trampoline() -> Trampoline | None:
     """The native function (frame, id of the list of inputs, id of that of outputs, pool), or None
     where objects are not laid out as it reads them."""
-    names = ("diptych_call", "diptych_second")
-    code = Code(_text(host_target("native").triple), host_target("native"), names)
-    kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 4)
-    call = kind(code.address("diptych_call"))
-    call.code = code  # type: ignore[attr-defined]  # as long as the function, so the code
-    return call if _reads_right(call, code.address("diptych_second")) else None
+    found = _trampolines()
+    return None if found is None else found[0]
+
+
+def later() -> Trampoline | None:
+    """The same for a pool that runs the call: -1 where it does, else what the call returned. Frame
+    and arrays have to be there until `Pool.finish`."""
+    found = _trampolines()
+    return None if found is None else found[1]
 
 
 def _reads_right(call: Trampoline, second: int) -> bool:

@@ -8,6 +8,10 @@ thread meet the same part of a weight in every kernel and step, where its caches
 spin for some microseconds, then sleep on a condition. Waking one takes longer than a short kernel,
 so the caller runs some alone first: calls that come seldom disturb nobody. Which thread computes a
 chunk cannot change a bit, for chunks divide outputs and never a sum.
+
+A whole call may be handed to a worker as well, one at a time: the caller goes on, and when it needs
+the results it helps with the chunks that are left (`finish`), or runs the call itself where no
+worker has taken it.
 """
 
 from __future__ import annotations
@@ -32,10 +36,13 @@ WORTH_WAKING = 64  # short kernels that the caller runs alone before it wakes wo
 SPINS = 20000
 
 # The pool in memory, in words of 8 bytes. The mutex and the condition are the system's own.
-RUN, TICKET, FINISHED, SLEEPERS, STOP, BUSY, THREADS = 0, 8, 16, 24, 32, 40, 48
+RUN, HAND_OVER = 0, 1  # functions that code calls through the pool
+TICKET, FINISHED, SLEEPERS, AWAY, STOP, BUSY, THREADS = 8, 16, 24, 25, 32, 40, 48
 KERNEL, TABLE, ARENA, UNITS, CHUNKS, ALONE = 49, 50, 51, 52, 53, 54
+TASK, TASK_ENTRY, TASK_TABLE, TASK_ARENA, TASK_CODE = 56, 57, 58, 59, 60
 MUTEX, CONDITION = 64, 80
 WORDS = 96
+NOTHING, OFFERED, TAKEN, DONE = range(4)  # states of the call that is handed over
 
 
 def _place(name: str, word: int, pool: str = "%pool") -> str:
@@ -44,10 +51,11 @@ def _place(name: str, word: int, pool: str = "%pool") -> str:
 
 def _places() -> list[str]:
     names = {
-        "ticket": TICKET, "finished": FINISHED, "sleepers": SLEEPERS, "stop": STOP, "busy": BUSY,
-        "threads": THREADS, "kernel": KERNEL, "table.at": TABLE, "arena.at": ARENA,
+        "ticket": TICKET, "finished": FINISHED, "sleepers": SLEEPERS, "away": AWAY, "stop": STOP,
+        "busy": BUSY, "threads": THREADS, "kernel": KERNEL, "table.at": TABLE, "arena.at": ARENA,
         "units.at": UNITS, "chunks.at": CHUNKS, "alone.at": ALONE,
-        "mutex": MUTEX, "condition": CONDITION,
+        "task": TASK, "entry.at": TASK_ENTRY, "given.at": TASK_TABLE, "memory.at": TASK_ARENA,
+        "code.at": TASK_CODE, "mutex": MUTEX, "condition": CONDITION,
     }  # fmt: skip
     return [_place(name, word) for name, word in names.items()]
 
@@ -98,8 +106,26 @@ def _some_left(tag: str, ticket: str) -> list[str]:
     ]
 
 
+def _take(tag: str, to: str, otherwise: str) -> list[str]:
+    """Take the call that is offered and run it, then go to the label `to`."""
+    return [
+        f"{tag}.take:",
+        f"  %{tag}.x = cmpxchg ptr %task, i64 {OFFERED}, i64 {TAKEN} seq_cst seq_cst",
+        f"  %{tag}.mine = extractvalue {{ i64, i1 }} %{tag}.x, 1",
+        f"  br i1 %{tag}.mine, label %{tag}.call, label %{otherwise}",
+        f"{tag}.call:",
+        f"  %{tag}.entry = load ptr, ptr %entry.at",
+        f"  %{tag}.given = load ptr, ptr %given.at",
+        f"  %{tag}.memory = load ptr, ptr %memory.at",
+        f"  %{tag}.code = call i64 %{tag}.entry(ptr %{tag}.given, ptr %{tag}.memory)",
+        f"  store i64 %{tag}.code, ptr %code.at",
+        f"  store atomic i64 {DONE}, ptr %task seq_cst, align 8",
+        f"  br label %{to}",
+    ]
+
+
 def _worker(triple: str) -> list[str]:
-    """A worker's whole life: claim, spin, sleep, until told to stop."""
+    """A worker's whole life: claim, take a call, spin, sleep, until told to stop."""
     return [
         "define i64 @diptych_worker(ptr %pool, ptr %unused) {",
         "entry:",
@@ -116,7 +142,18 @@ def _worker(triple: str) -> list[str]:
         "look:",
         "  %t = load atomic i64, ptr %ticket seq_cst, align 8",
         *_some_left("look", "%t"),
-        "  br i1 %look.some, label %work.claim, label %wait",
+        "  br i1 %look.some, label %work.claim, label %glance",
+        "glance:",
+        "  %o = load atomic i64, ptr %task seq_cst, align 8",
+        f"  %offered = icmp eq i64 %o, {OFFERED}",
+        "  br i1 %offered, label %leave, label %wait",
+        "leave:",
+        "  %gone = atomicrmw add ptr %away, i64 1 seq_cst",
+        "  br label %own.take",
+        *_take("own", "back", "back"),
+        "back:",
+        "  %here = atomicrmw sub ptr %away, i64 1 seq_cst",
+        "  br label %work.claim",
         "wait:",
         "  PAUSE",
         f"  %long = icmp ugt i64 %i, {SPINS}",
@@ -131,8 +168,11 @@ def _worker(triple: str) -> list[str]:
         "  %s2 = load atomic i64, ptr %stop seq_cst, align 8",
         "  %t2 = load atomic i64, ptr %ticket seq_cst, align 8",
         *_some_left("asleep", "%t2"),
+        "  %o2 = load atomic i64, ptr %task seq_cst, align 8",
         "  %told = icmp ne i64 %s2, 0",
-        "  %awake = or i1 %told, %asleep.some",
+        f"  %wanted = icmp eq i64 %o2, {OFFERED}",
+        "  %needed = or i1 %wanted, %asleep.some",
+        "  %awake = or i1 %told, %needed",
         "  br i1 %awake, label %woken, label %doze",
         "doze:",
         "  %w = call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)",
@@ -163,8 +203,10 @@ def _run() -> list[str]:
         "look:",
         "  %n = load i64, ptr %threads",
         "  %out = load atomic i64, ptr %sleepers seq_cst, align 8",
+        "  %gone = load atomic i64, ptr %away seq_cst, align 8",
+        "  %absent = add i64 %out, %gone",
         "  %others = sub i64 %n, 1",
-        "  %awake = icmp ult i64 %out, %others",
+        "  %awake = icmp slt i64 %absent, %others",
         "  %share = or i1 %awake, %long",
         "  br i1 %share, label %publish, label %shy",
         "shy:",
@@ -219,8 +261,80 @@ def _run() -> list[str]:
     ]  # fmt: skip
 
 
+def _hand_over() -> list[str]:
+    """Offer a call to the workers, and return -1; where all of them sleep it is run at once, but
+    for one in so many, which wakes them."""
+    return [
+        "define i64 @diptych_hand_over(ptr %pool, ptr %call, ptr %table, ptr %arena) {",
+        "entry:",
+        *_places(),
+        "  %n = load i64, ptr %threads",
+        "  %others = sub i64 %n, 1",
+        "  %out = load atomic i64, ptr %sleepers seq_cst, align 8",
+        "  %awake = icmp slt i64 %out, %others",
+        "  br i1 %awake, label %offer, label %shy",
+        "shy:",
+        "  %c = load i64, ptr %alone.at",
+        "  %c1 = add i64 %c, 1",
+        f"  %rare = icmp ult i64 %c1, {WORTH_WAKING}",
+        "  %c2 = select i1 %rare, i64 %c1, i64 0",
+        "  store i64 %c2, ptr %alone.at",
+        "  br i1 %rare, label %solo, label %offer",
+        "solo:",
+        "  %code = call i64 %call(ptr %table, ptr %arena)",
+        "  ret i64 %code",
+        "offer:",
+        "  store ptr %call, ptr %entry.at",
+        "  store ptr %table, ptr %given.at",
+        "  store ptr %arena, ptr %memory.at",
+        f"  store atomic i64 {OFFERED}, ptr %task seq_cst, align 8",
+        "  %asleep = load atomic i64, ptr %sleepers seq_cst, align 8",
+        "  %all = icmp sge i64 %asleep, %others",
+        "  br i1 %all, label %wake, label %end",
+        "wake:",
+        "  %l = call i32 @pthread_mutex_lock(ptr %mutex)",
+        "  %b = call i32 @pthread_cond_broadcast(ptr %condition)",
+        "  %u = call i32 @pthread_mutex_unlock(ptr %mutex)",
+        "  br label %end",
+        "end:",
+        "  ret i64 -1",
+        "}",
+    ]
+
+
+def _finish(triple: str) -> list[str]:
+    """What the call that was handed over returns: help until it is done."""
+    return [
+        "define i64 @diptych_finish(ptr %pool, ptr %unused) {",
+        "entry:",
+        *modes.enter(triple),
+        *_places(),
+        "  br label %own.take",
+        *_take("own", "end", "help"),
+        "help:",
+        "  %here = atomicrmw sub ptr %away, i64 1 seq_cst",
+        "  br label %work.claim",
+        *_claim("work", "look", front=False),
+        "look:",
+        "  %s = load atomic i64, ptr %task seq_cst, align 8",
+        f"  %done = icmp eq i64 %s, {DONE}",
+        "  br i1 %done, label %go, label %wait",
+        "wait:",
+        "  PAUSE",
+        "  br label %work.claim",
+        "go:",
+        "  %gone = atomicrmw add ptr %away, i64 1 seq_cst",
+        "  br label %end",
+        "end:",
+        *modes.leave(triple),
+        "  %code = load i64, ptr %code.at",
+        "  ret i64 %code",
+        "}",
+    ]
+
+
 def pool_text(triple: str) -> str:
-    """LLVM text of the pool: `diptych_worker` and `diptych_parallel`."""
+    """LLVM text of the pool: its worker, and what the calling thread does."""
     x86 = triple.startswith("x86_64")
     pause = "call void @llvm.x86.sse2.pause()" if x86 else 'call void asm sideeffect "yield", ""()'
     head = [
@@ -242,6 +356,8 @@ def pool_text(triple: str) -> str:
         "  %a = call i32 @pthread_mutex_init(ptr %mutex, ptr null)",
         "  %b = call i32 @pthread_cond_init(ptr %condition, ptr null)",
         "  store ptr @diptych_parallel, ptr %pool",
+        _place("offer.at", HAND_OVER),
+        "  store ptr @diptych_hand_over, ptr %offer.at",
         "  ret i64 0",
         "}",
         "define i64 @diptych_stop(ptr %pool, ptr %unused) {",
@@ -254,14 +370,14 @@ def pool_text(triple: str) -> str:
         "  ret i64 0",
         "}",
     ]
-    lines = [*head, *start, *_worker(triple), *_run(), ""]
+    lines = [*head, *start, *_worker(triple), *_run(), *_hand_over(), *_finish(triple), ""]
     return "\n".join(lines).replace("PAUSE", pause)
 
 
 @lru_cache(maxsize=1)
 def _code() -> Code:
     target = host_target("native")
-    entries = ("diptych_start", "diptych_stop", "diptych_worker")
+    entries = ("diptych_start", "diptych_stop", "diptych_worker", "diptych_finish")
     return Code(pool_text(target.triple), target, entries)
 
 
@@ -282,6 +398,11 @@ class Pool:
         ]
         for worker in self._workers:
             worker.start()
+        self._finish = self._code.functions["diptych_finish"]
+
+    def finish(self) -> int:
+        """Wait for the call that was handed over, and help with it; what it returns."""
+        return self._finish(self.address, 0)
 
     def _call(self, name: str) -> None:
         self._code.functions[name](self.address, 0)
@@ -317,18 +438,24 @@ def set_threads(count: int) -> None:
         _close()
 
 
-def pool_address() -> int:
-    """The running pool, started at need; 0 where one thread is wanted."""
+def running_pool() -> Pool | None:
+    """The pool, started at need; None where one thread is wanted."""
     global _pool
     pool = _pool  # which another Python thread may end
-    if pool is not None:
-        return pool.address
-    if threads() == 1:
-        return 0
+    if pool is not None or threads() == 1:
+        return pool
     with _lock:
         if _pool is None:
             _pool = Pool(threads())
-        return _pool.address
+        return _pool
+
+
+def pool_address() -> int:
+    """Where the running pool is; 0 where one thread is wanted."""
+    pool = _pool
+    if pool is None:
+        pool = running_pool()
+    return 0 if pool is None else pool.address
 
 
 def _close() -> None:

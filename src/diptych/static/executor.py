@@ -228,6 +228,7 @@ class Plan:
         """
         panel = default_panel()
         with panel.lock:
+            panel.finish()
             held, state = self._held()
             inputs: list[Any] = values + state
             del state

@@ -97,6 +97,7 @@ def _known(
 ) -> dict[int, np.ndarray[Any, Any]]:
     """Values of leaves: of the dynamic panel, of parameters, and of what is fed."""
     own = {id(n) for n in nodes}
+    default_panel().finish()
     known = {id(n): np.asarray(n.value) for n in nodes if not n.inputs and n.value is not None}
     if not isinstance(panel, Program):
         return known
