@@ -188,7 +188,7 @@ def test_what_may_fail_is_not_in_flight():
 
 
 def test_data_of_a_step_in_flight_is_not_written_over():
-    model, images, labels = model_and_data(rows=500, hidden=200)
+    model, images, _labels = model_and_data(rows=500, hidden=200)
     x = images[0].copy()
     totals = []
     with dp.no_grad():

@@ -126,12 +126,12 @@ def _accumulate(cotangent: dict[int, Node], node: Node, part: Node) -> None:
 # ---- gradients that recur ------------------------------------------------------------------
 
 
-class Derivative(Composite):
-    """One gradient of a piece of graph, as an operator on what the piece reads."""
+class Part(Composite):
+    """One result of a piece of graph, as an operator on what the piece reads."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, name: str) -> None:
         object.__setattr__(self, "graph", graph)
-        object.__setattr__(self, "name", "gradient")
+        object.__setattr__(self, "name", name)
 
     graph: Graph
     __hash__ = object.__hash__
@@ -156,7 +156,7 @@ class Recurring:
     """
 
     def __init__(self) -> None:
-        self.known: dict[Any, tuple[list[int], list[Derivative | None]]] = {}
+        self.known: dict[Any, tuple[list[int], list[Part | None]]] = {}
 
     def gradients(self, order: Sequence[Node], leaves: Sequence[Node], where: Any) -> list[Any]:
         """The gradient nodes of the last of `order`, one number, for its leaves; `order` is its
@@ -181,7 +181,7 @@ class Recurring:
 
     def _made(
         self, order: Sequence[Node], leaves: Sequence[Node]
-    ) -> tuple[list[int], list[Derivative | None]]:
+    ) -> tuple[list[int], list[Part | None]]:
         root = order[-1]
         ones = np.ones(root.type.shape)  # type: ignore[type-var]
         seed = constant_node(ones, root.type.dtype, root.where)
@@ -191,11 +191,11 @@ class Recurring:
             if node.leaf or not node.needs_grad or node.value is not None
         ]  # fmt: skip
         places = {id(order[n]): input_node(order[n].type, "", order[n].where) for n in read}
-        made: list[Derivative | None] = []
+        made: list[Part | None] = []
         for grad in found:
             if grad is None:
                 made.append(None)
             else:
                 (out,) = rebuilt([grad], places)
-                made.append(Derivative(Graph(tuple(places.values()), (out,))))
+                made.append(Part(Graph(tuple(places.values()), (out,)), "gradient"))
         return read, made

@@ -19,13 +19,14 @@ from diptych.errors import GraphError, RecompileError, StartupError
 from diptych.generator import default_generator
 from diptych.graph.node import Input, Node, Operator, Where
 from diptych.graph.record import LOCAL, author_line, set_default
-from diptych.ops.elementwise import Add, Fma, stop_gradient
+from diptych.ops.elementwise import Add, stop_gradient
+from diptych.rehearsal import Step, Structures
 from diptych.running import INPUT, Runner
-from diptych.tensor import BINDS, Parameter, Tensor, TensorRecorder, set_default_panel
+from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
 from diptych.trail import (
+    ADVANCE,
     ASSIGN,
     BACKWARD,
-    DESCEND,
     Backward,
     Bundle,
     Kind,
@@ -41,7 +42,7 @@ MUCH = 1 << 25
 LOOP = 100  # calls without a look after which a loop is looked for
 HISTORY = 600  # the same where history is alive: a deep network is not a loop
 _UNCHECKED: set[str] = set()  # operators without positions
-_FMA, _ADD = Fma(), Add()
+_ADD = Add()
 FEW = 64  # positions that are compared as Python numbers
 
 
@@ -51,6 +52,7 @@ class DynamicRecorder(TensorRecorder):
     def __init__(self) -> None:
         self.cuts: dict[Any, list[list[Any]]] = {}  # by call site: the calls of a loop before it
         self.recurring = Recurring()
+        self.structures = Structures()
         self.trail = Trail()
         self.runner = Runner(self.trail, self._others_wait)
         self.lock = threading.RLock()
@@ -396,47 +398,86 @@ class DynamicRecorder(TensorRecorder):
                 old = self.get_grad(owner)
                 owner._grad = gradient if old is None else self.record(_ADD, (old, gradient))
 
-    def descend(self, parameters: Sequence[Parameter], read: Callable[[], float]) -> None:
+    def advance(self, optimizer: Any, parameters: list[Parameter]) -> None:
         piece = self.piece
         with self.lock:
-            bundle: Any = parameters[0]._grad if parameters else None
-            if not self._is_whole(piece, bundle, parameters):
-                super().descend(parameters, read)
-                return
-            type, kind, numpy = self.trail.scalar(parameters[0].node.type.dtype)
-            rate = Node(INPUT, (), type)
-            rate.value = np.array(read(), numpy)
-            piece.point = piece.point.then((DESCEND, kind, bundle.first))  # type: ignore[union-attr]
-            slots, nodes, replaced, where = piece.slots, piece.nodes, piece.replaced, author_line()
-            slots[rate] = len(nodes)
-            nodes.append(rate)
-            bundle.updates = updates = []
-            for p in parameters:
-                old = p.node
-                node = Node(_FMA, (rate, bundle, old), old.type, where)
-                node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
-                node.pending = piece
-                slots[node] = len(nodes)
-                nodes.append(node)
-                p.node = node
-                replaced.append((node, old))
-                updates.append(node)
-            piece.waiting += parameters
+            if piece.at_boundary:
+                self.run(piece, looked=False)
+            step = self._rehearsed(optimizer, parameters)
+            if step is None or piece.point is None or not self._is_advanced(piece, step):
+                super().advance(optimizer, parameters)
 
-    def _is_whole(self, piece: Piece, bundle: Any, parameters: Sequence[Parameter]) -> bool:
-        """Whether a step uses all gradients of one backward, in order, and for the first time."""
-        slots = piece.slots
-        return (
+    def _rehearsed(self, optimizer: Any, parameters: list[Parameter]) -> Step | None:
+        """The step of an optimizer that can be recorded once."""
+        if _eager or not optimizer._own or len(parameters) < len(optimizer.parameters):
+            return None
+        step: Step | None = optimizer.rehearsed
+        if step is None or not step.fits(optimizer, parameters):
+            if optimizer.settings() is None:
+                return None
+            step = Step(optimizer, parameters, self.structures, self.lock)
+            optimizer.rehearsed = step
+        return step
+
+    def _is_advanced(self, piece: Piece, step: Step) -> bool:
+        """Record a step as one call; False where it reads what is not on the trail."""
+        slots, nodes, parameters, structure = (
+            piece.slots, piece.nodes, step.parameters, step.structure
+        )  # fmt: skip
+        bundle: Any = parameters[0]._grad
+        whole = (
             type(bundle) is Bundle
             and bundle.piece is piece
-            and piece.point is not None
-            and not piece.at_boundary
-            and not bundle.updates
+            and bundle.step is None
             and len(bundle.owners) == len(parameters)
             and all(map(is_, bundle.owners, parameters))
-            and (piece.binds == BINDS[0] or None not in [slots.get(p.node) for p in parameters])
-            and bundle.of_one_dtype()
         )
+        handles = step.state if whole else [*step.state, *map(self.get_grad, parameters)]
+        given: list[Any] = [h.node for h in handles]  # type: ignore[union-attr]
+        key: list[Any] = [ADVANCE, structure, None]
+        known = 0
+        if whole:  # the gradients say which values of the parameters they are of
+            key[2] = bundle.first
+            given += [bundle] * len(parameters)
+            if all(map(is_, given, [nodes[n] for n in bundle.backward.leaves])):
+                known = len(parameters)
+        for n, handle in enumerate(handles[known:], known):
+            key.append(self._place(piece, given[n], handle))
+        if piece.point is None:
+            return False
+        for read, dtype in step.live:
+            node = self.scalar(read(), dtype).node
+            slots[node] = len(nodes)
+            nodes.append(node)
+            given.append(node)
+        for node in step.constants:
+            key.append(self._place(piece, node, None))
+            given.append(node)
+        piece.point = piece.point.then(tuple(key))
+        if whole:
+            bundle.step = (given, len(handles), structure, len(nodes))
+        where, replaced = author_line(), piece.replaced
+        for owner, (at, op, take) in zip(step.assigned, structure.updates):
+            old = given[at]
+            node = Node(op, take(given), old.type, where)
+            node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
+            node.pending, owner.node = piece, node
+            slots[node] = len(nodes)
+            nodes.append(node)
+            replaced.append((node, old))
+        piece.waiting += step.assigned
+        return True
+
+    def _place(self, piece: Piece, node: Node, handle: Any) -> Any:
+        """Where a node stands in a piece; what is read for the first time has a kind."""
+        place: Any = piece.slots.get(node)
+        if place is None:
+            place = node.kind
+            if place is None:
+                place = self.trail.kind_of(node) if handle is None else self._kind(piece, handle)
+            piece.slots[node] = len(piece.nodes)
+            piece.nodes.append(node)
+        return place
 
     def boundary(self) -> None:
         self.piece.at_boundary = True

@@ -18,7 +18,7 @@ import sys
 from types import CodeType, FrameType
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_OWN: dict[int, CodeType] = {}  # code of this package that was seen, by id
+_SEEN: dict[int, tuple[bool, CodeType]] = {}  # by id: whether code is of this package
 
 
 def author_frame(depth: int = 1) -> FrameType | None:
@@ -26,11 +26,12 @@ def author_frame(depth: int = 1) -> FrameType | None:
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         code = frame.f_code
-        if id(code) not in _OWN:
-            file = code.co_filename
-            if not file.startswith(PACKAGE) and (file != "<string>" or not generated(frame)):
-                return frame
-            _OWN[id(code)] = code
+        seen = _SEEN.get(id(code))
+        if seen is None:
+            own = code.co_filename.startswith(PACKAGE) or generated(frame)
+            seen = _SEEN[id(code)] = (own, code)
+        if not seen[0]:
+            return frame
         frame = frame.f_back
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,6 @@ from diptych.ops.base import host_array, need_float
 from diptych.size import Looked
 
 Array = np.ndarray[Any, Any]
-BINDS = [0]  # how often a parameter took a node as its value
 
 
 class TensorRecorder(Recorder):
@@ -88,17 +87,9 @@ class TensorRecorder(Recorder):
         root = order[-1]
         return gradients([root], [seed(self, root, grad)], leaves)
 
-    def descend(self, parameters: Sequence[Parameter], read: Callable[[], float]) -> None:
-        """p <- fma(read(), its gradient, p) for each; the number is read anew at every run."""
-        rates: dict[DType, Tensor] = {}
-        before, self.grad_enabled = self.grad_enabled, False
-        try:
-            for p in parameters:
-                if p.dtype not in rates:
-                    rates[p.dtype] = self.live_scalar(read, p.dtype)
-                p.assign(elementwise.fma(rates[p.dtype], self.get_grad(p), p))
-        finally:
-            self.grad_enabled = before
+    def advance(self, optimizer: Any, parameters: list[Parameter]) -> None:
+        """A step of an optimizer for parameters that have gradients."""
+        optimizer.record_step(self, parameters)
 
     def with_gradients(self, parameters: Sequence[Parameter]) -> list[Parameter]:
         """Those that have a gradient."""
@@ -465,7 +456,6 @@ class Parameter(Tensor):
         node.leaf, node.needs_grad, node.kind = True, trainable, None
         node.owner = weakref.ref(self)
         self.node = node
-        BINDS[0] += 1
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Parameter, (np.array(self.numpy()), self.trainable, self.name, self.order)

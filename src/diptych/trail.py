@@ -24,10 +24,9 @@ import numpy as np
 from diptych import engine
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.graph.node import Node, Operator, Where
-from diptych.tensor import BINDS
 
 Array = np.ndarray[Any, Any]
-BACKWARD, ASSIGN, DESCEND, SETTLE = (object() for _ in range(4))  # calls that are no operators
+BACKWARD, ASSIGN, ADVANCE, SETTLE = (object() for _ in range(4))  # calls that are no operators
 
 # What getrefcount says through map of what is in one list and nowhere else.
 DEAD = next(map(getrefcount, [object()]))
@@ -75,7 +74,6 @@ class Backward:
     operators: list[Operator]
     reads: list[int]
     released: list[int]
-    one_dtype: bool | None = None
 
 
 class Bundle:
@@ -86,7 +84,7 @@ class Bundle:
     """
 
     __slots__ = (
-        "backward", "first", "inputs", "nodes", "owners", "piece", "slots", "updates", "where"
+        "backward", "first", "inputs", "nodes", "owners", "piece", "slots", "step", "where"
     )  # fmt: skip
 
     def __init__(self, piece: Piece, backward: Backward, owners: list[Any], where: Where) -> None:
@@ -94,7 +92,9 @@ class Bundle:
         self.nodes, self.slots = nodes, _ = piece.nodes, piece.slots
         self.inputs = tuple([nodes[n] for n in backward.reads])
         self.first = len(nodes)  # the number of the first gradient
-        self.updates: Sequence[Node] = ()  # fma(rate, gradient, p) for each
+        # A step that reads the gradients: all that it reads, where in it they are, its structure,
+        # and the number of the first of its new values.
+        self.step: tuple[list[Any], int, Any, int] | None = None
         nodes += backward.leaves  # type: ignore[arg-type]  # their places are taken
 
     def complete(self) -> list[Node]:
@@ -106,17 +106,14 @@ class Bundle:
                 node = Node(op, self.inputs, nodes[leaf].type, self.where)
                 node.pending = self.piece
                 nodes[n], self.slots[node] = node, n
-        for n, update in enumerate(self.updates, first):
-            if update.inputs:
-                update.inputs = (update.inputs[0], nodes[n], update.inputs[2])
-        return nodes[first : first + len(self.owners)]
-
-    def of_one_dtype(self) -> bool:
-        """Whether all gradients have one dtype."""
-        found = self.backward
-        if found.one_dtype is None:
-            found.one_dtype = len({self.nodes[n].type.dtype for n in found.leaves}) == 1
-        return found.one_dtype
+        made = nodes[first : first + len(self.owners)]
+        if self.step is not None:
+            given, at, structure, new = self.step
+            given[at : at + len(made)] = made
+            for n, (_, _, take) in enumerate(structure.updates, new):
+                if nodes[n].inputs:  # else its value is there
+                    nodes[n].inputs = take(given)
+        return made
 
     def alive(self) -> bool:
         """Whether it still is the gradient of anything."""
@@ -137,7 +134,6 @@ class Piece:
         self.replaced: list[tuple[Node, Node]] = []  # (new value of a parameter, the old one)
         self.held = 0  # bytes of arrays handed over
         self.in_step = False  # gradients were taken
-        self.binds = BINDS[0]
         self.point: Point | None = self.trail.start()  # where on the trail, or None off it
         self.nodes: list[Node] = []  # what was made and read, on the trail
         self.slots: dict[Node, int] = {}  # their numbers

@@ -31,9 +31,6 @@ class _Rate:
 class _SGD(_Rate, optim.SGD):
     """param <- fma(-rate, grad, param), and with momentum as `optim.SGD` has it."""
 
-    def update(self, parameter: dp.Parameter, grad: Any) -> None:
-        super().update(parameter, grad)  # by the rate above, whatever else SGD does for all at once
-
 
 class _Adam(_Rate, optim.Adam):
     """Adam with epsilon beside sqrt(v): the step is

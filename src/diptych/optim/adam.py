@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -73,9 +75,14 @@ class Adam(Optimizer):
         for parameter in self.parameters:
             self._moments(parameter)
 
-    def step(self) -> None:
-        super().step()
+    def after_step(self) -> None:
         self._scalars = None
+
+    def settings(self) -> tuple[Any, ...]:
+        return (self.betas, self.eps, self.weight_decay)
+
+    def state(self) -> list[Parameter]:
+        return [*self.powers, *chain.from_iterable(self.moments.values())]
 
     def update(self, parameter: Parameter, grad: Tensor) -> None:
         assert self._scalars is not None

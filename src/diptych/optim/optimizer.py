@@ -19,7 +19,9 @@ Array = np.ndarray[Any, Any]
 class Optimizer(ABC):
     """Updates parameters from their gradients."""
 
-    live = ("lr",)  # attributes that every run of a program reads anew
+    # Attributes that every run of a program reads anew, and what the dynamic panel keeps here.
+    live = ("lr", "rehearsed")
+    rehearsed: Any = None
     _own: ClassVar[bool] = True  # of this package: no line of the author is below `step`
 
     def __init_subclass__(cls, **more: Any) -> None:
@@ -29,6 +31,7 @@ class Optimizer(ABC):
     def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
         self.parameters = [] if isinstance(parameters, Tensor) else list(parameters)
         self.lr = lr
+        self._rates: dict[DType, Tensor] = {}  # what is computed once a step
         if not self.parameters:
             raise DiptychError(
                 "an optimizer needs parameters",
@@ -47,6 +50,10 @@ class Optimizer(ABC):
                 "a learning rate is a number, and not negative", f"{lr!r}", "e.g. lr=0.1"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, rehearses for itself."""
+        return {name: value for name, value in vars(self).items() if name != "rehearsed"}
+
     def _check(self, low: float = 0.0, high: float = float("inf"), **settings: float) -> None:
         """Settings are numbers from `low` to below `high`."""
         for name, value in settings.items():
@@ -64,29 +71,33 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         panel = current_panel(self.parameters[0])
-        parameters = panel.with_gradients(self.parameters)
-        if not self.at_once(panel, parameters):
-            self._one_by_one(panel, parameters)
+        panel.advance(self, panel.with_gradients(self.parameters))
         panel.boundary()
 
-    def at_once(self, panel: TensorRecorder, parameters: list[Parameter]) -> bool:
-        """Update all parameters by a rule that the panel knows, or return False."""
-        return False
-
-    def _one_by_one(self, panel: TensorRecorder, parameters: list[Parameter]) -> None:
+    def record_step(self, panel: TensorRecorder, parameters: list[Parameter]) -> None:
+        """The calls of a step, one by one."""
         before, panel.grad_enabled = panel.grad_enabled, False
         line = entered(self._own)
         try:
-            self._rates: dict[DType, Tensor] = {}
             self.before_step()
             for parameter in parameters:
                 grad = panel.get_grad(parameter)
                 assert grad is not None
                 self.update(parameter, grad)
-            self._rates = {}
         finally:
+            self._rates.clear()
+            self.after_step()
             left(line)
             panel.grad_enabled = before
+
+    def settings(self) -> tuple[Any, ...] | None:
+        """What a step depends on but for `lr`, gradients and state. An optimizer that says so, and
+        whose code is all of this package, has its step recorded once by the dynamic panel."""
+        return None
+
+    def state(self) -> list[Parameter]:
+        """What steps remember, in a fixed order."""
+        return list(self.slots().values())
 
     def slots(self) -> dict[str, Parameter]:
         """State by name; a number in a name is the place of a parameter."""
@@ -123,6 +134,9 @@ class Optimizer(ABC):
 
     def before_step(self) -> None:  # noqa: B027  (a hook, empty unless there is something)
         """A hook for numbers that all parameters of a step share."""
+
+    def after_step(self) -> None:  # noqa: B027  (a hook, empty unless there is something)
+        """A hook to let go of them."""
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from diptych.errors import DiptychError
 from diptych.ops.elementwise import add, fma
 from diptych.optim.optimizer import Optimizer
-from diptych.tensor import Parameter, Tensor, TensorRecorder
+from diptych.tensor import Parameter, Tensor
 
 
 class SGD(Optimizer):
@@ -36,14 +37,11 @@ class SGD(Optimizer):
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.velocity: dict[int, Parameter] = {}
 
-    def at_once(self, panel: TensorRecorder, parameters: list[Parameter]) -> bool:
-        own = type(self)
-        if self.momentum or self.weight_decay:
-            return False
-        if own.update is not SGD.update or own.rate is not SGD.rate:
-            return False
-        panel.descend(parameters, lambda: -self.lr)
-        return True
+    def settings(self) -> tuple[Any, ...]:
+        return (self.momentum, self.weight_decay, self.nesterov)
+
+    def state(self) -> list[Parameter]:
+        return list(self.velocity.values())
 
     def update(self, parameter: Parameter, grad: Tensor) -> None:
         d = grad

@@ -1,0 +1,231 @@
+"""A step that is recorded once is the step that is recorded call by call, to the last bit."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import engine, nn, optim
+from diptych.dynamic import PANEL, set_eager
+
+RULES = {
+    "sgd": lambda p: optim.SGD(p, lr=0.1),
+    "momentum": lambda p: optim.SGD(p, lr=0.05, momentum=0.9),
+    "nesterov": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=True),
+    "adam": lambda p: optim.Adam(p, lr=0.01),
+    "decay": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adamw": lambda p: optim.AdamW(p, lr=0.01),
+}
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+
+
+class Run:
+    """Some steps of a small network; `between` is called before a step with all there is."""
+
+    def __init__(self, rule, between=lambda run, n: None, steps=6):
+        dp.manual_seed(1)
+        self.model = nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 4))
+        self.parameters = self.model.parameters()
+        self.optimizer = rule(self.parameters)
+        rng = np.random.default_rng(2)
+        self.losses = []
+        for n in range(steps):
+            x = rng.standard_normal((5, 7), np.float32)
+            self.loss = F.cross_entropy(self.model(dp.tensor(x)), dp.tensor(rng.integers(0, 4, 5)))
+            self.loss.backward()
+            between(self, n)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.losses.append(self.loss)
+
+    def bits(self):
+        state = {**self.model.state_dict(), **self.optimizer.state_dict()}
+        return [loss.item() for loss in self.losses], {k: v.tobytes() for k, v in state.items()}
+
+
+def eagerly(rule, between=lambda run, n: None):
+    set_eager(True)
+    try:
+        run = Run(rule, between)
+        assert run.optimizer.rehearsed is None
+        return run.bits()
+    finally:
+        set_eager(False)
+
+
+@every_rule
+def test_a_rehearsed_step_gives_the_bits_of_its_calls(rule):
+    run = Run(rule)
+    assert run.optimizer.rehearsed is not None
+    assert run.bits() == eagerly(rule)
+
+
+@every_rule
+def test_a_step_is_one_node_for_each_new_value(rule):
+    def between(run, n):
+        run.before = len(PANEL.piece.nodes)
+
+    run = Run(rule, between)
+    step = run.optimizer.rehearsed
+    added = len(PANEL.piece.nodes) - run.before
+    assert added <= len(step.state) + len(step.live) + len(step.constants) + len(step.assigned)
+
+
+@every_rule
+@pytest.mark.parametrize("grads", ["read", "clipped", "accumulated"])
+def test_gradients_that_were_looked_at_or_changed(rule, grads):
+    def between(run, n):
+        if grads == "read":
+            run.seen = [p.grad.numpy().sum() for p in run.parameters[:2]]
+        elif grads == "clipped":
+            optim.clip_grad_norm_(run.parameters, 0.1)
+        else:
+            (run.model(dp.tensor(np.ones((2, 7), np.float32))) ** 2).sum().backward()
+
+    run = Run(rule, between)
+    assert run.optimizer.rehearsed is not None
+    assert run.bits() == eagerly(rule, between)
+
+
+@every_rule
+def test_numbers_may_change_and_nothing_is_compiled_anew(rule):
+    def between(run, n):
+        if n == 3:
+            run.compiled = engine.STATISTICS.compiles
+        for name in ("lr", "weight_decay", "momentum", "eps"):
+            if getattr(run.optimizer, name, 0):
+                setattr(run.optimizer, name, getattr(run.optimizer, name) * 0.9)
+        if hasattr(run.optimizer, "betas"):
+            run.optimizer.betas = (0.9 - n / 100, 0.99)
+
+    run = Run(rule, between)
+    found = run.bits()
+    assert engine.STATISTICS.compiles == run.compiled
+    assert found == eagerly(rule, between)
+
+
+def test_what_is_switched_on_later_counts():
+    def between(run, n):
+        if n == 2:
+            run.optimizer.weight_decay = 0.1
+        if n == 4:
+            run.optimizer.momentum = 0.9
+
+    assert Run(RULES["sgd"], between).bits() == eagerly(RULES["sgd"], between)
+
+
+@every_rule
+def test_state_that_is_loaded_or_held(rule):
+    def between(run, n):
+        if n == 2:
+            run.saved = run.optimizer.state_dict()
+        if n == 4:
+            run.optimizer.load_state_dict(run.saved)
+        if n == 3:
+            run.held = [p.numpy() for p in run.optimizer.state()]
+            run.copies = [h.copy() for h in run.held]
+
+    run = Run(rule, between)
+    assert all(np.array_equal(a, b) for a, b in zip(run.held, run.copies, strict=True))
+    assert run.bits() == eagerly(rule, between)
+
+
+@every_rule
+def test_state_that_is_replaced(rule):
+    def between(run, n):
+        if n == 3 and hasattr(run.optimizer, "moments"):
+            run.optimizer.moments.clear()
+        if n == 3 and hasattr(run.optimizer, "velocity"):
+            run.optimizer.velocity.clear()
+
+    assert Run(rule, between).bits() == eagerly(rule, between)
+
+
+@every_rule
+def test_copies_and_pickles_step_by_themselves(rule):
+    run = Run(rule)
+    parameters, other = copy.deepcopy((run.parameters, run.optimizer))
+    assert other.rehearsed is None
+    assert [p is q for p, q in zip(other.parameters, parameters, strict=True)]
+    pickle.loads(pickle.dumps(run.optimizer))
+    twin = copy.copy(run.optimizer)
+    twin.lr = 0.0
+    before = [p.numpy().copy() for p in run.parameters]
+    loss = run.model(dp.tensor(np.ones((5, 7), np.float32))).sum()
+    loss.backward()
+    if rule is not RULES["nesterov"]:
+        twin.step()
+        for p, b in zip(run.parameters, before, strict=True):
+            assert np.array_equal(p.numpy(), b)
+
+
+def test_some_parameters_without_gradients():
+    def between(run, n):
+        run.parameters[n % 3].grad = None
+
+    for rule in RULES.values():
+        run = Run(rule, between)
+        assert run.optimizer.rehearsed is None
+        assert run.bits() == eagerly(rule, between)
+
+
+def test_an_optimizer_of_the_author_is_recorded_call_by_call():
+    calls = []
+
+    class Loud(optim.SGD):
+        def update(self, parameter, grad):
+            calls.append(parameter)
+            super().update(parameter, grad)
+
+    run = Run(lambda p: Loud(p, lr=0.1))
+    assert run.optimizer.rehearsed is None
+    assert len(calls) == 6 * 4
+    assert run.bits() == eagerly(RULES["sgd"])
+
+
+def test_two_optimizers_and_two_steps_in_a_row():
+    def rule(parameters):
+        return Both(optim.Adam(parameters[:2], lr=0.01), optim.SGD(parameters[2:], lr=0.1))
+
+    class Both(optim.Optimizer):
+        def __init__(self, *parts):
+            super().__init__([p for part in parts for p in part.parameters], 0.0)
+            self.parts = parts
+
+        def step(self):
+            for part in (*self.parts, self.parts[1]):
+                part.step()
+
+        def update(self, parameter, grad):
+            raise AssertionError
+
+    assert Run(rule).bits() == eagerly(rule)
+
+
+def test_a_parameter_listed_twice_is_updated_twice():
+    def rule(parameters):
+        return optim.SGD([*parameters, parameters[0]], lr=0.1)
+
+    assert Run(rule).bits() == eagerly(rule)
+
+
+def test_half_precision_beside_single():
+    def run():
+        a = dp.Parameter(np.linspace(-1, 1, 6, dtype=np.float32))
+        b = dp.Parameter(np.linspace(-1, 1, 6, dtype=np.float64))
+        optimizer = optim.Adam([a, b], lr=0.01)
+        for _ in range(4):
+            ((a * a).sum() + (b * b * b).sum().astype("f32")).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return a.numpy().tobytes() + b.numpy().tobytes()
+
+    fast = run()
+    set_eager(True)
+    try:
+        assert fast == run()
+    finally:
+        set_eager(False)
