@@ -499,8 +499,9 @@ class DynamicRecorder(TensorRecorder):
             return tensor.node.value
 
     def finish(self) -> None:
-        with self.lock:
-            self.runner.finish()
+        if self.runner.flight is not None:
+            with self.lock:
+                self.runner.finish()
 
     def run(self, piece: Piece | None = None, looked: bool = True) -> None:
         """Run what is waiting; `looked` as in `Runner.run`."""

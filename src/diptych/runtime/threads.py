@@ -417,6 +417,7 @@ class Pool:
 _pool: Pool | None = None
 _ended: list[Pool] = []  # a call of another Python thread may still read their memory
 _wanted: int | None = None
+_alone = False  # whether one thread was wanted when a pool was asked for
 _lock = threading.Lock()
 
 
@@ -428,22 +429,25 @@ def threads() -> int:
 
 def set_threads(count: int) -> None:
     """Let native calls use `count` threads from now on; results do not depend on it."""
-    global _wanted
+    global _wanted, _alone
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1024:
         raise DiptychError(
             "threads are a whole number from 1 to 1024", repr(count), "dp.set_threads(2)"
         )
     with _lock:
-        _wanted = count
+        _wanted, _alone = count, False
         _close()
 
 
 def running_pool() -> Pool | None:
     """The pool, started at need; None where one thread is wanted."""
-    global _pool
+    global _pool, _alone
     pool = _pool  # which another Python thread may end
-    if pool is not None or threads() == 1:
+    if pool is not None or _alone:
         return pool
+    if threads() == 1:
+        _alone = True
+        return None
     with _lock:
         if _pool is None:
             _pool = Pool(threads())
@@ -468,8 +472,8 @@ def _close() -> None:
 
 def _forked() -> None:
     """A child of a fork has none of its parent's threads: the pool is made anew at need."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _pool, _alone, _lock
+    _pool, _alone, _lock = None, False, threading.Lock()
 
 
 def _register(hook: Any) -> None:
