@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from sys import getrefcount
@@ -17,6 +17,7 @@ from diptych.dtypes import Dim, as_dtype
 from diptych.engine import element_strides
 from diptych.errors import FeedError
 from diptych.graph.node import Graph, Node, Where, input_node, walk
+from diptych.runtime.checks import Checks, Function
 from diptych.tensor import Parameter, Tensor, default_panel
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Executor:
     def __init__(self, device: str | None = None) -> None:
         self.device = device
         self.cache: WeakKeyDictionary[Program, dict[Any, Any]] = WeakKeyDictionary()
-        self.recent: tuple[ref[Program], dict[Any, Any]] | None = None
+        # The last program, its version, the ids of what was fetched, and the plan for these.
+        self.last: tuple[ref[Program], int, list[int], Plan] | None = None
 
     def run(
         self,
@@ -64,6 +66,11 @@ class Executor:
 
         `watch(name, where, value)` is called for every node, in the order of the program.
         """
+        if self.last is not None and type(feed) is dict and type(fetch) is list and watch is None:
+            known, version, ids, plan = self.last
+            same = known() is program is not None and program.version == version
+            if same and [*map(id, fetch)] == ids:
+                return plan.run(feed)
         if isinstance(program, Startup):
             program.run()
             return []
@@ -86,14 +93,13 @@ class Executor:
 
     def _plan(self, program: Program, fetch: Sequence[Tensor | str]) -> Plan:
         """The plan for a choice of fetches, found by their identity."""
-        if self.recent is None or self.recent[0]() is not program:
-            self.recent = (ref(program), self.cache.setdefault(program, {}))
-        plans = self.recent[1]
+        plans = self.cache.setdefault(program, {})
         key = (program.version, "fetch", *map(id, fetch))
         found = plans.get(key)
         if found is None:  # the fetches are kept, so that nothing else gets their ids
             plan = self._plan_of_nodes(program, [program.target(f) for f in fetch])
             found = plans[key] = (plan, tuple(fetch))
+        self.last = (ref(program), program.version, [*map(id, fetch)], found[0])
         return found[0]
 
     def trace(self, program: Program, feed: Mapping[str, Any] | None = None) -> Trace:
@@ -153,6 +159,7 @@ class Trace:
         return "\n".join(lines)
 
 
+STREAK = 3  # equal calls after which the next is expected to be like them
 SOLE = next(map(getrefcount, [object()])) + 1  # what a list and one other hold
 
 
@@ -171,6 +178,33 @@ class Ready:
         self.executable, self.strides, self.sizes = executable, strides, sizes
         self.device, self.in_place = device, in_place
         self.held: list[int] = []
+
+
+class Steady:
+    """The call of a plan that is like the one before it: native code sees that it is (see
+    `runtime.checks`), and only what is read anew at every run is left to do before the call."""
+
+    def __init__(
+        self, check: Function, executable: Any, live: list[Callable[[], Any]], wanted: int
+    ) -> None:
+        self.check, self.live, self.run_on, self.wanted = check, live, executable.run, wanted
+
+    def run(self, args: Iterable[Any]) -> list[Array] | None:
+        """What was fetched; None where anything is different."""
+        panel = default_panel()
+        panel.lock.acquire()  # `with` costs twice as much
+        try:
+            panel.finish()
+            inputs = self.check(*args)
+            if inputs is None:
+                return None
+            for read in self.live:
+                inputs.append(read())
+            results: list[Array] = self.run_on(inputs)
+            del inputs, results[self.wanted :]  # who waits for the lock counts who holds the state
+            return results
+        finally:
+            panel.lock.release()
 
 
 class Plan:
@@ -199,15 +233,24 @@ class Plan:
         self.sizes: dict[str, int] = {}
         self.executables: dict[Any, Ready] = {}
         self.last: Ready | None = None
+        self.streak = 0  # calls that were like the one before them
+        self.steady: Steady | None = None
 
     def run(self, feed: Mapping[str, Any]) -> list[Array]:
         """Fetched values for values by the names of placeholders."""
         if len(feed) == len(self.names):
+            if self.steady is not None:
+                values = self.steady.run(map(feed.get, self.names))
+                if values is not None:
+                    return values
             given: list[Any] = [feed.get(name) for name in self.names]
             arrays = all([type(a) is np.ndarray for a in given])
             same = arrays and [a.shape for a in given] == self.shapes
             if same and all(map(is_, [a.dtype for a in given], self.dtypes)):
-                return self.call(given, self.sizes)
+                results = self.call(given, self.sizes)
+                if self.streak == STREAK:
+                    self.steady = self.as_steady(Checks(), given, range(len(given)))
+                return results
         unknown = set(feed) - set(self.program.feeds)
         if unknown:
             raise FeedError(
@@ -259,10 +302,40 @@ class Plan:
                     inputs[first:first] = state
                     del state
                 ready = self._ready(inputs, held, sizes, self.device or panel.device)
+                self.streak = 0
+            self.streak += 1
             results: list[Array] = ready.executable.run(inputs)
             if not ready.in_place:
                 self._bind(results)
-        return results[: len(self.wanted)]
+            del inputs, results[len(self.wanted) :]
+        return results
+
+    def as_steady(
+        self, checks: Checks, args: Sequence[Array], inputs: Container[int]
+    ) -> Steady | None:
+        """How a call with arguments like these, some of them inputs, is made that finds everything
+        as the last one did and as the checks say; None where Python has to look."""
+        panel, ready = default_panel(), self.last
+        for n, a in enumerate(args):
+            checks.argument(a, n in inputs)
+        given = [a.strides for n, a in enumerate(args) if n in inputs]
+        with panel.lock:
+            if ready is None or not ready.in_place or ready.device == "reference":
+                return None
+            own = all([type(p).node is Parameter.node for p in self.state])  # type: ignore[misc]
+            if not own or any([p.node.value is None for p in self.state]):
+                return None
+            state = [p.node.value.strides for p in self.state]  # type: ignore[union-attr]
+            if given + state != ready.strides[: len(given) + len(state)]:
+                return None
+            for slot, parameter in enumerate(self.state, len(self.feeds)):
+                checks.value(parameter, slot in self.slots)
+            if self.device is None:
+                checks.attribute(panel, "device", ready.device)
+            check = checks.function()
+        return (
+            None if check is None else Steady(check, ready.executable, self.live, len(self.wanted))
+        )
 
     def _held(self) -> tuple[list[int], list[Any]]:
         """How many hold the nodes that are updated and the values of the state, and the state."""

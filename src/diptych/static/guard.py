@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import is_, itemgetter
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from diptych.errors import PACKAGE, FrozenValueError, generated
 from diptych.generator import default_generator
 from diptych.graph.node import Where
+from diptych.runtime.checks import Checks
 from diptych.tensor import Tensor
 
 MISSING = object()
@@ -217,6 +219,7 @@ class Guard:
         self.getters: list[tuple[Callable[[Any], Any], Any]] = []
         self.expected: list[Any] = [v for p, v in places if isinstance(p.holder, CellType)]
         by_holder: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self.holders = by_holder.values()
         for place, value in places:
             if isinstance(place.holder, CellType):
                 continue
@@ -226,7 +229,7 @@ class Guard:
                 self.absent.append((place.holder, place.name))
                 if place.kind is not None and not place.ours:
                     self.classes.append((place.kind, place.name, value))
-        for holder, named in by_holder.values():
+        for holder, named in self.holders:
             names = [*named, next(iter(named))]  # at least two, so that a tuple comes back
             self.getters.append((itemgetter(*names), holder))
             self.expected += [named[name] for name in names]
@@ -253,11 +256,32 @@ class Guard:
             if getattr(kind, name, MISSING) is not value:
                 return self._compares()
         for value, count, keys, inside in self.inside:
-            if len(value) != count or not all(map(is_, value, keys)):
+            if not _is_inside(value, count, keys):
                 return self._compares()
             if inside is not None and not all(map(is_, value.values(), inside)):
                 return self._compares()
         return self._same_arrays()
+
+    def add_to(self, checks: Checks) -> None:
+        """What `holds` looks at before it compares, as lines of native checks."""
+        for cell, value in zip(self.cells, self.expected, strict=False):
+            checks.attribute(cell, "cell_contents", value)
+        for holder, named in self.holders:
+            for name, value in named.items():
+                checks.item(holder, name, value)
+        for holder, name in self.absent:
+            checks.absent(holder, name)
+        for kind, name, value in self.classes:
+            checks.attribute(kind, name, value)
+        for value, count, keys, inside in self.inside:
+            if inside is not None:
+                checks.entries(value, count, list(zip(keys, inside, strict=True)))
+            elif isinstance(value, list):
+                checks.elements(value, count, keys)
+            else:
+                checks.true(partial(_is_inside, value, count, keys))
+        if self.arrays:
+            checks.true(self._same_arrays)
 
     def _same_arrays(self) -> bool:
         return all([a.tobytes() == before for a, before in self.arrays])
@@ -278,6 +302,10 @@ class Guard:
             elif mark(now) != expected:
                 return False
         return self._same_arrays()
+
+
+def _is_inside(value: Any, count: int, keys: list[Any]) -> bool:
+    return len(value) == count and all(map(is_, value, keys))
 
 
 def _inside(value: Any) -> tuple[int, list[Any], list[Any] | None]:

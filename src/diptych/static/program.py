@@ -124,8 +124,7 @@ class Program(TensorRecorder):
 
     def live_scalar(self, read: Callable[[], float], dtype: DType) -> Tensor:
         node = input_node(TensorType((), dtype), "", author_line())
-        kind = dtype.numpy
-        self.live.append((node, lambda: np.array(read(), kind)))
+        self.live.append((node, _number(read, dtype)))
         return Tensor(node, self)
 
     def random_state(self) -> Tensor:
@@ -265,6 +264,20 @@ class Program(TensorRecorder):
                 return False
             program = program.parent
         return True
+
+
+def _number(read: Callable[[], float], dtype: DType) -> Callable[[], Array]:
+    """Reads a number as an array: that of the last run, where it is the same number."""
+    last: tuple[Any, Any] = (None, None)  # replaced whole, for other threads read it too
+
+    def array() -> Array:
+        nonlocal last
+        value, known = read(), last
+        if value != known[0] or not value:  # zeros have signs
+            known = last = (value, np.array(value, dtype.numpy))
+        return known[1]  # type: ignore[no-any-return]
+
+    return array
 
 
 def data(name: str, shape: Sequence[int | str | None], dtype: Any = "f32") -> Tensor:
