@@ -28,8 +28,8 @@ TRAINING = {
 }
 PRODUCTS = {"diptych": ("matmul",), "torch": ("matmul",)}
 INFERENCE = {
-    "diptych": ("inference",), "torch": ("inference", "inference_traced"), "jax": ("inference",),
-    "ort": ("inference",), "tf": ("inference",),
+    "diptych": ("inference", "inference_program"), "torch": ("inference", "inference_traced"),
+    "jax": ("inference",), "ort": ("inference",), "tf": ("inference",),
 }  # fmt: skip
 IN_WORKERS = {
     **dict.fromkeys(MLP, TRAINING), **dict.fromkeys(SQUARE, PRODUCTS), "awkward": PRODUCTS,

@@ -106,6 +106,20 @@ def inference(_):
     return Case(call, check=float(call(0).sum()))
 
 
+def inference_program(_):
+    """The same network as an explicit program, as one that was saved and loaded is served."""
+    model = network(given.MLP["mlp16"][1]).eval()
+    images = list(given.batches("null1")[0])
+    with dp.Program() as program:
+        scores = model(dp.data("x", [1, images[0].shape[1]]))
+    executor = dp.Executor()
+
+    def call(n):
+        return executor.run(program, {"x": images[n % len(images)]}, [scores])[0]
+
+    return Case(call, check=float(call(0).sum()))
+
+
 CHAINS, REPEAT = 24, 1000
 
 
@@ -148,7 +162,8 @@ def copy(_):
 
 CASES = {
     "dynamic": dynamic, "compiled": compiled, "scan": scan, "matmul": matmul,
-    "inference": inference, "fma_limit": fma_limit, "copy": copy,
+    "inference": inference, "inference_program": inference_program, "fma_limit": fma_limit,
+    "copy": copy,
 }  # fmt: skip
 
 
