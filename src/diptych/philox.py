@@ -36,8 +36,29 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
     n-1-i of stream `epoch`."""
     words = philox(seed, epoch, max(n - 1, 0)).astype(np.uint64)
     tops = np.arange(n - 1, 0, -1, dtype=np.uint64)
-    picks = ((words * (tops + np.uint64(1))) >> np.uint64(32)).tolist()
-    order = list(range(n))
-    for i, j in zip(range(n - 1, 0, -1), picks, strict=True):
-        order[i], order[j] = order[j], order[i]
-    return np.array(order, np.int64)
+    picks = (words * (tops + np.uint64(1))) >> np.uint64(32)
+    return swapped(picks.astype(np.int64)[::-1])[:n]
+
+
+def swapped(picks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """0 .. n-1 after swapping i with picks[i-1] <= i for i = n-1 .. 1, without a loop over i.
+
+    What i gets is what its pick holds then. A place holds its own number until a step picks it;
+    from then on it holds what the last such step's own place held at that step, and so on.
+    """
+    n = len(picks) + 1
+    keys = np.sort((picks << 32) | np.arange(1, n))
+    place, step = keys >> 32, keys & 0xFFFFFFFF
+    again = place[1:] == place[:-1]
+    before = np.full(n, -1)  # of a step: the one before it in time that had the same pick
+    before[step[:-1][again]] = step[1:][again]
+    last = np.append(True, ~again)[: n - 1]
+    held = np.arange(n)  # of a place: the last step that picked it before its own
+    held[place[last]] = step[last]
+    own = place[last & (place == step)]
+    held[own] = np.where(before[own] < 0, own, before[own])
+    while not np.array_equal(further := held[held], held):
+        held = further
+    got = np.where(before < 0, np.append(0, picks), held[before])
+    got[:1] = held[:1]
+    return got
