@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diptych.compiler.affine import Affine, added, affine, offset, scaled
+from diptych.compiler.affine import Affine, added, affine, offset, scaled, uses
 from diptych.compiler.kernels import Buffer, Kernel
 from diptych.compiler.scalars import Scalars, llvm_type
 from diptych.compiler.sizes import Sizes
@@ -112,15 +112,19 @@ class Access:
         if self.inner.intersection(form) and step in (0, 1):
             base = self._outside(buffer, form, point)
             at = self._offset({n: form[n] for n in form if n in self.inner}, point)
-            kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
-            address = self.text.value(f"getelementptr inbounds {kind}, ptr {base}, i64 {at}")
-            lanes, mask = (1, None) if step == 0 else (self.lanes, point.mask)
-            return self._loaded(buffer, address, lanes, mask), lanes
+            return self._element(buffer, base, at, step, point)
         at = self._offset(form, point)
         if buffer.panel:
             more = self._product(point.base, buffer.panel_step)
             at = self._total(at, more)
         return self._strided_load(buffer, at, form, point)
+
+    def _element(self, buffer: Buffer, base: str, at: str, step: Dimension, point: Point) -> Value:
+        """An element for all lanes, or a vector of elements side by side, `at` from an address."""
+        kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
+        address = self.text.value(f"getelementptr inbounds {kind}, ptr {base}, i64 {at}")
+        lanes, mask = (1, None) if step == 0 else (self.lanes, point.mask)
+        return self._loaded(buffer, address, lanes, mask), lanes
 
     def _outside(self, buffer: Buffer, form: Affine, point: Point) -> str:
         """Where a load in the loops of a fold starts: what does not move in them."""
@@ -157,15 +161,26 @@ class Access:
         numbers = self.scalars.lane_numbers(lanes)
         return self.text.value(f"icmp slt <{lanes} x i64> {numbers}, {wide}")
 
+    def _one_row(self, e: k.Expr) -> bool:
+        """Whether the computed positions of a load are the same for all lanes."""
+        return self.lanes == 1 or all(
+            affine(a, self.affine_memo) is not None or not uses(a, {self.vector_index})
+            for a in e.args
+        )
+
+    def _needed(self, e: k.Expr) -> list[k.Expr]:
+        """What must be computed before an expression is."""
+        if e.op != "load" or not self._one_row(e):
+            return list(e.args)
+        return [a for a in e.args if affine(a, self.affine_memo) is None]
+
     def _indirect_load(self, e: k.Expr, point: Point) -> Value:
         """An index that is itself computed: one offset where it is the same for all lanes (the
         rows of a batch), else offsets lane by lane."""
         buffer: Buffer = e.attr
+        if self._one_row(e):
+            return self._row_load(e, point)
         values = [point.memo[id(a)] for a in e.args]
-        forms = [affine(a, self.affine_memo) for a in e.args]
-        computed = [v for v, form in zip(values, forms, strict=True) if form is None]
-        if all(lanes == 1 for _, lanes in computed):
-            return self._row_load(buffer, values, forms, point)
         total: k.Expr = k.const(0, i64)
         places: dict[str, str] = {}
         for n, (stride, value) in enumerate(zip(buffer.strides, values, strict=True)):
@@ -174,22 +189,47 @@ class Access:
         offsets = self.scalars.tree(total, places, self.lanes)
         return self._gathered(buffer, offsets, point.mask), self.lanes
 
-    def _row_load(
-        self, buffer: Buffer, values: list[Value], forms: list[Affine | None], point: Point
-    ) -> Value:
-        """Some indices are computed scalars, the others move with the loops."""
+    def _row_load(self, e: k.Expr, point: Point) -> Value:
+        """Some positions are computed scalars, the others move with the loops."""
+        moving = self._moving(e)
+        inside = {n: s for n, s in moving.items() if n in self.inner}
+        step = moving.get(self.vector_index, 0) if self.lanes > 1 else 0
+        if not self.inner or step not in (0, 1):
+            at = self._total(self._row(e, point), self._offset(moving, point))
+            return self._strided_load(e.attr, at, moving, point)
+        base, at = self._row_base(e, point), self._offset(inside, point)
+        if self._row_moves(e):
+            at = self._total(self._row(e, point), at)
+        return self._element(e.attr, base, at, step, point)
+
+    def _row_base(self, e: k.Expr, point: Point) -> str:
+        """Where a load in the loops of a fold starts: what does not move in them."""
+        moving = self._moving(e)
+        at = self._offset({n: s for n, s in moving.items() if n not in self.inner}, point)
+        if not self._row_moves(e):
+            at = self._total(self._row(e, point), at)
+        return self._address(e.attr, at)
+
+    def _row_moves(self, e: k.Expr) -> bool:
+        """Whether the computed positions of a load change in the loops of the fold."""
+        return any(affine(a, self.affine_memo) is None and uses(a, self.inner) for a in e.args)
+
+    def _moving(self, e: k.Expr) -> Affine:
+        """The part of a load's offset that is affine."""
         moving: Affine = {}
+        for stride, a in zip(e.attr.strides, e.args, strict=True):
+            moving = added(moving, scaled(affine(a, self.affine_memo) or {}, stride))
+        return moving
+
+    def _row(self, e: k.Expr, point: Point) -> str:
+        """The part of a load's offset that is computed, one number for all lanes."""
         fixed: k.Expr = k.const(0, i64)
         places: dict[str, str] = {}
-        for n, (stride, form) in enumerate(zip(buffer.strides, forms, strict=True)):
-            if form is not None:
-                moving = added(moving, scaled(form, stride))
-            else:
+        for n, (stride, a) in enumerate(zip(e.attr.strides, e.args, strict=True)):
+            if affine(a, self.affine_memo) is None:
                 fixed = fixed + k.var(f"i{n}", i64) * self._factor(stride, places, 1)
-                places[f"i{n}"] = values[n][0]
-        row, along = self.scalars.tree(fixed, places, 1), self._offset(moving, point)
-        at = self.text.value(f"add nsw i64 {row}, {along}")
-        return self._strided_load(buffer, at, moving, point)
+                places[f"i{n}"] = point.memo[id(a)][0]
+        return self.scalars.tree(fixed, places, 1)
 
     def _factor(self, stride: Dimension, places: dict[str, str], lanes: int) -> k.Operand:
         """A stride in an expression over `places`."""

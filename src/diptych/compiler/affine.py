@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diptych.dtypes import Dimension, Shape
-from diptych.kernel.expr import Expr
+from diptych.kernel.expr import Expr, walk
 
 Affine = dict[str, Dimension]  # index name -> coefficient; "" -> constant
 
@@ -55,3 +55,20 @@ def offset(
             return None
         total = added(total, scaled(part, stride))
     return total
+
+
+def step_along(load: Expr, name: str, memo: dict[int, Affine | None]) -> Dimension | None:
+    """How far a load moves along an index; None where a computed position depends on it."""
+    total: Dimension = 0
+    for e, stride in zip(load.args, load.attr.strides, strict=True):
+        part = affine(e, memo)
+        if part is not None:
+            total = total + part.get(name, 0) * stride
+        elif uses(e, {name}):
+            return None
+    return total
+
+
+def uses(e: Expr, names: set[str] | frozenset[str]) -> bool:
+    """Whether one of these indices is under an expression."""
+    return any(part.op == "index" and part.attr in names for part in walk([e]))

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diptych.compiler.access import Point
-from diptych.compiler.affine import offset
+from diptych.compiler.affine import offset, step_along
 from diptych.compiler.emit_llvm import KernelEmitter
+from diptych.compiler.folds import FoldRule
 from diptych.compiler.kernels import Buffer, Kernel
+from diptych.compiler.scalars import llvm_type
 from diptych.compiler.sizes import SizeTable
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import SHORT, Piece, choose_tile
@@ -23,6 +25,7 @@ from diptych.kernel import expr as k
 
 SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
 FAR_RESULT = 1 << 20  # bytes of a result that does not stay in the nearer caches
+LINE = 64  # bytes that come from memory at once
 PARALLEL_TERMS = 1 << 16  # multiply-adds below which a kernel stays on one thread
 
 
@@ -79,12 +82,8 @@ class ContractionEmitter(KernelEmitter):
     def _steps(self, axis: int, under: tuple[k.Expr, ...]) -> list[Dimension | None]:
         """How far each load under some expressions moves along an axis of the result."""
         name = self.kernel.indices[axis]
-        steps: list[Dimension | None] = []
-        for e in k.walk(under):
-            if e.op == "load":
-                form = offset(e.args, e.attr.strides, self.affine_memo)
-                steps.append(None if form is None else form.get(name, 0))
-        return steps
+        loads = (e for e in k.walk(under) if e.op == "load")
+        return [step_along(e, name, self.affine_memo) for e in loads]
 
     def _score(self, axis: int) -> float:
         """How well vectors lie along an axis: inside the fold it counts for every term."""
@@ -100,14 +99,15 @@ class ContractionEmitter(KernelEmitter):
         moving = [
             load.attr
             for load in self.fold.args
-            if self._steps(self.vector, (load,))[0] not in (0, None)
+            if step_along(load, self.kernel.indices[self.vector], self.affine_memo) not in (0, None)
         ]
         return moving[0] if len(moving) == 1 else None
 
     def _row_score(self, axis: int) -> tuple[bool, int, int]:
         """Rows share the vectors of a tile: best is a long axis that the vector side lacks."""
         shared = all(
-            load.attr is not self.side or self._steps(axis, (load,))[0] == 0
+            load.attr is not self.side
+            or step_along(load, self.kernel.indices[axis], self.affine_memo) == 0
             for load in self.fold.args
         )
         return shared, min(self.sizes.typical(self.kernel.shape[axis]), 24), axis
@@ -133,6 +133,8 @@ class ContractionEmitter(KernelEmitter):
 
     def _decoded(self, unit: str) -> tuple[str, str, dict[str, str]]:
         """The tile row, the tile column and the outer indices of a unit."""
+        if self._halves():
+            return *self._in_halves(unit), {}
         outer = [(self.kernel.indices[n], self.size(self.kernel.shape[n])) for n in self.outer]
         tiles = [
             ("down", self.sizes.covering(*self.down)),
@@ -149,6 +151,27 @@ class ContractionEmitter(KernelEmitter):
             at[name] = self.text.value(f"urem i64 {rest}, {extent}")
             rest = self.text.value(f"udiv i64 {rest}, {extent}")
         return at.pop("down"), at.pop("across"), at
+
+    def _halves(self) -> bool:
+        """Whether the upper half of the rows comes before the lower: a weight that is updated over
+        columns first, whose rows then belong to one thread as they do where it is read."""
+        tiles = -(-self.sizes.typical(self.rows) // self.tile.rows)
+        return self._panels_first() and not self.outer and tiles > 3 and bool(self._own_loads())
+
+    def _in_halves(self, unit: str) -> tuple[str, str]:
+        """The tile row and the tile column of a unit."""
+        text, down = self.text, self.sizes.covering(*self.down)
+        across = self.sizes.covering(*self.across)
+        half = text.value(f"udiv i64 {down}, 2")
+        upper = text.value(f"mul nsw i64 {half}, {across}")
+        flag = text.value(f"icmp slt i64 {unit}, {upper}")
+        first = text.value(f"select i1 {flag}, i64 0, i64 {half}")
+        lower = text.value(f"sub nsw i64 {down}, {half}")
+        rows = text.value(f"select i1 {flag}, i64 {half}, i64 {lower}")
+        before = text.value(f"select i1 {flag}, i64 0, i64 {upper}")
+        rest = text.value(f"sub nsw i64 {unit}, {before}")
+        row = text.value(f"urem i64 {rest}, {rows}")
+        return text.value(f"add nsw i64 {first}, {row}"), text.value(f"udiv i64 {rest}, {rows}")
 
     def _panels_first(self) -> bool:
         """Whether all rows pass over some columns first: the vector side does not stay near."""
@@ -268,6 +291,67 @@ class ContractionEmitter(KernelEmitter):
             if e.op == "load" and (e.attr.root is root or (
                 e.attr.kind == own.kind == "input" and e.attr.slot == own.slot))
         ]  # fmt: skip
+
+    # ---- rows that are read where they lie -----------------------------------------------------
+
+    def _chain(
+        self,
+        fold: k.Expr,
+        rule: FoldRule,
+        points: list[Point],
+        lanes: list[int],
+        start: list[str],
+        bounds: tuple[str, str] | None,
+    ) -> list[str]:
+        """The chains of a tile; while they run, the rows of the next tile come from memory."""
+        soon = self._soon(points) if bounds is None else []
+        if not soon:
+            return super()._chain(fold, rule, points, lanes, start, bounds)
+        self._before(fold, points)
+        ((name, extent),) = ((loop.name, loop.extent) for loop in fold.attr[1])
+        types = [rule.type(n) for n in lanes]
+        line = LINE // fold.dtype.bytes
+        whole = extent - extent % line
+
+        def run(first: str, last: str, carried: list[str]) -> list[str]:
+            pairs = list(zip(types, carried, strict=True))
+            with self.text.loop(first, last, 1, pairs) as (index, now, new):
+                new.extend(self._step(fold, rule, points, lanes, now, {name: index}))
+            return new
+
+        pairs = list(zip(types, start, strict=True))
+        with self.text.loop("0", str(whole), line, pairs) as (index, now, new):
+            for base in soon:
+                at = self.text.value(
+                    f"getelementptr {llvm_type(fold.dtype, 1)}, ptr {base}, i64 {index}"
+                )
+                self.text.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 2, i32 1)")
+            new.extend(run(index, self._sum(index, line), now))
+        return run(str(whole), str(extent), new) if whole < extent else new
+
+    def _soon(self, points: list[Point]) -> list[str]:
+        """Where the rows of the next tile begin, where a side's rows are picked from far memory."""
+        loops = self.fold.attr[1]
+        if self.row < 0 or len(loops) != 1 or isinstance(loops[0].extent, Dim):
+            return []
+        name, found = self.kernel.indices[self.row], list[str]()
+        self.inner = frozenset({loops[0].name})
+        for load in self.fold.args:
+            far = self.sizes.typical(load.attr.bytes) >= FAR_RESULT
+            rows = step_along(load, name, self.affine_memo) is None
+            if not far or not rows or step_along(load, loops[0].name, self.affine_memo) != 1:
+                continue
+            for row in dict.fromkeys(point.indices[name] for point in points):
+                after = self._sum(row, self.tile.rows)
+                last = self.size(self.rows - 1)
+                after = self.scalars.call("smin", i64, 1, [after, last])
+                point = Point({**points[0].indices, name: after})
+                for a in self._needed(load):
+                    self._evaluate(a, [point])
+                found.append(self._row_base(load, point))
+        if found:
+            self.declare.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        return found
 
     def _mask(self, piece: Piece) -> str:
         flags = ["true"] * piece.masked + ["false"] * (piece.lanes - piece.masked)

@@ -311,10 +311,7 @@ class KernelEmitter(Access):
                     point.memo[id(e)] = self._one(e, point)
             else:
                 stack.append((e, True))
-                needed = e.args
-                if e.op == "load" and offset(e.args, e.attr.strides, self.affine_memo) is not None:
-                    needed = ()
-                stack.extend((a, False) for a in needed)
+                stack.extend((a, False) for a in self._needed(e))
 
     def _one(self, e: k.Expr, point: Point) -> Value:
         if e.op == "const":
@@ -415,11 +412,23 @@ class KernelEmitter(Access):
         """Write what loads in the fold's loops have in common before these begin."""
         self.inner = frozenset(loop.name for loop in fold.attr[1])
         for e in k.walk(fold.args):
-            if e.op == "load":
-                form = offset(e.args, e.attr.strides, self.affine_memo)
-                if form is not None and self.inner.intersection(form):
-                    for point in points:
-                        self._outside(e.attr, form, point)
+            if e.op != "load":
+                continue
+            form = offset(e.args, e.attr.strides, self.affine_memo)
+            for point in points:
+                if form is None:
+                    self._before_row(e, point)
+                elif self.inner.intersection(form):
+                    self._outside(e.attr, form, point)
+
+    def _before_row(self, e: k.Expr, point: Point) -> None:
+        """`_before` for a load with computed positions."""
+        if not self._one_row(e):
+            return
+        if not self._row_moves(e):
+            for a in self._needed(e):
+                self._evaluate(a, [point])
+        self._row_base(e, point)
 
     def _unravel(self, q: str, loops: tuple[k.Loop, ...]) -> dict[str, str]:
         more, rest = {}, q

@@ -25,6 +25,7 @@ from diptych.ops.shape import Broadcast, Reshape, Transpose
 NARROW = 4  # columns below which a side is turned round although it lies straight
 MANY_ROWS = 64  # rows that read a side again and again
 NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
+FEW = 1 << 20  # bytes of rows that stay in the caches while products go over them
 DEPTH = 40  # longest chain of operators in one expression
 
 
@@ -56,7 +57,7 @@ def is_view(node: Node) -> bool:
 class Materialise:
     """Which nodes get memory of their own."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, hints: Mapping[str, int] = NO_HINTS) -> None:
         self.nodes = graph.nodes
         self.users: dict[int, list[Node]] = {id(n): [] for n in self.nodes}
         for node in self.nodes:
@@ -65,6 +66,7 @@ class Materialise:
         self.chosen = {id(o) for o in graph.outputs}
         self.repeated: set[int] = set()  # inlined where one element is computed many times
         self.feeds_fold: set[int] = set()
+        self.hints = hints
         for node in reversed(self.nodes):
             self._decide(node)
         self._limit_depth()
@@ -103,8 +105,25 @@ class Materialise:
         if isinstance(user.op, Reshape) and not only_ones_move(user):
             return True
         if isinstance(user.op, Contract):
-            return not is_view(node)
-        return isinstance(user.op, Gather) and user.inputs[0] is node
+            return not is_view(node) and not self._read_by_rows(node)
+        if not isinstance(user.op, Gather):
+            return False
+        return user.inputs[0] is node or (id(user) not in self.chosen and self._read_by_rows(user))
+
+    def _read_by_rows(self, node: Node) -> bool:
+        """Whether a node is rows that products can read where they lie: a few, whole, picked by a
+        list of positions, and given to nothing but products."""
+        if not isinstance(node.op, Gather) or node.type.rank < 2 or node.inputs[1].type.rank != 1:
+            return False
+        size = typical(node.type.size, self.hints) * node.type.dtype.bytes
+        return size <= FEW and id(node) not in self.chosen and self._only_contracted(node)
+
+    def _only_contracted(self, node: Node) -> bool:
+        return all(
+            isinstance(user.op, Contract)
+            or (isinstance(user.op, Transpose) and self._only_contracted(user))
+            for user in self.users[id(node)]
+        )
 
     def _weight(self, node: Node) -> int:
         """Operators that would be computed again with this one."""
@@ -164,7 +183,7 @@ class Fusion:
         self.buffers: dict[int, Buffer] = {}
         self.constants: list[Node] = []
         self.checks: list[Check] = []
-        self.plan = Materialise(graph)
+        self.plan = Materialise(graph, hints)
         self.packed: dict[tuple[int, int], Buffer] = {}
         self.along: dict[int, int] = {}  # the axis of a contraction's result that vectors lie along
         for slot, node in enumerate(graph.inputs):
@@ -367,6 +386,11 @@ class Fusion:
         while id(node) not in self.buffers:
             if isinstance(node.op, Transpose):
                 axis = node.op.order[axis]
+            elif isinstance(node.op, Gather):
+                positions = node.inputs[1].type.rank
+                if axis < positions:
+                    return None
+                axis += 1 - positions
             elif isinstance(node.op, Reshape):
                 before = [n for n, d in enumerate(node.type.shape) if d != 1]
                 after = [n for n, d in enumerate(node.inputs[0].type.shape) if d != 1]

@@ -9,6 +9,9 @@ from diptych.compiler.kernels import Buffer, Kernel
 from diptych.dtypes import Dimension, bind
 
 ALIGN = 64
+# Bytes of an arena in which only buffers of one size share bytes. Threads divide these alike, so
+# that a thread writes over what it wrote, and the lines need not come from another's caches.
+SMALL = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ def _lives(kernels: list[Kernel]) -> tuple[list[Buffer], tuple[Life, ...]]:
 def place(temporaries: tuple[Life, ...], sizes: Mapping[str, int]) -> tuple[list[int], int]:
     """The byte of each temporary in the arena, and the bytes of the arena."""
     needs = [-(-max(bind(t.bytes, sizes), 1) // ALIGN) * ALIGN for t in temporaries]
+    offsets, total = _placed(temporaries, needs, alike=True)
+    if total > SMALL:
+        offsets, total = _placed(temporaries, needs, alike=False)
+    return offsets, total
+
+
+def _placed(temporaries: tuple[Life, ...], needs: list[int], alike: bool) -> tuple[list[int], int]:
+    """Offsets and bytes of the arena. `alike` lets only buffers of one size share bytes."""
     offsets = [0] * len(needs)
     placed: list[tuple[int, int, int, int]] = []  # first byte, end, first time, last time
     total = 0
@@ -59,7 +70,8 @@ def place(temporaries: tuple[Life, ...], sizes: Mapping[str, int]) -> tuple[list
     for n in sorted(range(len(needs)), key=lambda n: (-needs[n], temporaries[n].first)):
         start, end, at = temporaries[n].first, temporaries[n].last, 0
         for first, last, t0, t1 in sorted(placed):
-            if t0 <= end and start <= t1:
+            together = t0 <= end and start <= t1
+            if together or (alike and last - first != needs[n]):
                 if at + needs[n] <= first:
                     break
                 at = max(at, last)

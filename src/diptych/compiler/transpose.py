@@ -8,13 +8,13 @@ stored column by column.
 from __future__ import annotations
 
 from diptych.compiler.access import Point
-from diptych.compiler.affine import offset
+from diptych.compiler.affine import Affine, offset, step_along
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.kernels import Kernel
 from diptych.compiler.scalars import llvm_type
 from diptych.compiler.sizes import SizeTable, typical
 from diptych.compiler.target import Target
-from diptych.dtypes import Dim, Dimension, bool_, product
+from diptych.dtypes import Dim, Dimension, bool_, i64, product
 
 PARALLEL_ELEMENTS = 1 << 13  # elements below which a copy stays on one thread
 Count = int | str  # known when the code is written, or the name of an i64
@@ -25,11 +25,9 @@ def turned_axes(kernel: Kernel) -> tuple[int, int] | None:
     load = kernel.value
     if load.op != "load" or kernel.limit is not None or load.dtype == bool_:
         return None
-    form = offset(load.args, load.attr.strides, {})
-    if form is None:
-        return None
+    memo: dict[int, Affine | None] = {}
     real = [n for n, d in enumerate(kernel.shape) if d != 1]
-    read = [n for n in real if form.get(kernel.indices[n], 0) == 1]
+    read = [n for n in real if step_along(load, kernel.indices[n], memo) == 1]
     written = [n for n in real if kernel.out.strides[n] == 1]
     if not read or not written or read[0] == written[0]:
         return None
@@ -46,6 +44,8 @@ class TransposeEmitter(KernelEmitter):
         axes = turned_axes(kernel)
         assert axes is not None
         self.read, self.written = axes
+        load = kernel.value
+        self.by_rows = offset(load.args, load.attr.strides, self.affine_memo) is None
         self.width = min(target.lanes, 16)
         rest = (n for n, d in enumerate(kernel.shape) if d != 1 and n not in axes)
         self.outer = sorted(rest, key=lambda n: -self.sizes.typical(kernel.out.strides[n]))
@@ -116,8 +116,12 @@ class TransposeEmitter(KernelEmitter):
                 rows.append("zeroinitializer")
                 continue
             mask = self._mask(deep, n, across)
-            point = Point({**at, written: self._sum(at[written], n)}, mask=mask)
-            rows.append(self._load(self.kernel.value, point)[0])
+            row = self._sum(at[written], n)
+            if isinstance(across, str) and self.by_rows:  # after the last one are no positions
+                row = self.scalars.call("smin", i64, 1, [row, self._last_row()])
+            point = Point({**at, written: row}, mask=mask)
+            self._evaluate(self.kernel.value, [point])
+            rows.append(point.memo[id(self.kernel.value)][0])
         step = 1
         while step < width:
             rows = self._stage(rows, step, type)
@@ -128,6 +132,9 @@ class TransposeEmitter(KernelEmitter):
             point = Point({**at, read: self._sum(at[read], n)}, mask=mask)
             point.memo[id(self.kernel.value)] = rows[n], width
             self._store(point)
+
+    def _last_row(self) -> str:
+        return self.size(self.kernel.shape[self.written] - 1)
 
     def _stage(self, rows: list[str], step: int, type: str) -> list[str]:
         """Exchange blocks of `step` lanes between rows that are `step` apart."""
