@@ -24,6 +24,7 @@ from diptych.dtypes import Dim, Dimension, i64, product
 from diptych.kernel import expr as k
 
 SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
+FIRST_CACHE, SECOND_CACHE = 1 << 16, 1 << 19  # bytes that are not in the one; that are in the other
 FAR_RESULT = 1 << 20  # bytes of a result that does not stay in the nearer caches
 LINE = 64  # bytes that come from memory at once
 PARALLEL_TERMS = 1 << 16  # multiply-adds below which a kernel stays on one thread
@@ -174,8 +175,13 @@ class ContractionEmitter(KernelEmitter):
         return text.value(f"add nsw i64 {first}, {row}"), text.value(f"udiv i64 {rest}, {rows}")
 
     def _panels_first(self) -> bool:
-        """Whether all rows pass over some columns first: the vector side does not stay near."""
-        side = self.terms * self.fold.dtype.bytes * self.sizes.typical(self.columns)
+        """Whether all rows pass over some columns first, not all columns over some rows: where the
+        vector side does not stay near; but where it does in the second cache, and the other side
+        does not, that one is read only once."""
+        line = self.terms * self.fold.dtype.bytes
+        side, other = line * self.sizes.typical(self.columns), line * self.sizes.typical(self.rows)
+        if line * self._width() > FIRST_CACHE and side <= SECOND_CACHE < other:
+            return False
         return self.terms > SHORT and side > SMALL_SIDE
 
     def _unit(self, at: dict[str, str], down: str, across: str) -> None:

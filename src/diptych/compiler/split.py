@@ -12,7 +12,7 @@ from diptych.ops.contract import Contract
 from diptych.ops.reduce import BLOCK, Sum
 from diptych.ops.shape import Reshape
 
-LONG = 8  # blocks from which on the vectors of a tile outgrow the nearer caches
+LONG = 4  # blocks from which on the vectors of a tile outgrow the nearer caches
 MOST = 1 << 26  # bytes of the products, which are written and read
 
 
