@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 import diptych as dp
 import diptych.nn.functional as F
@@ -125,9 +126,9 @@ def test_the_arena_is_shared_by_values_that_do_not_live_together():
 
 
 def test_long_products_are_written_as_their_blocks():
-    """Eight blocks and more are products of their own and a sum; the bits are the reference's."""
+    """Four blocks and more are products of their own and a sum; the bits are the reference's."""
     rng = np.random.default_rng(5)
-    for terms, kernels in ((7 * 1024, 1), (8 * 1024, 2), (9 * 1024, 2), (8 * 1024 + 1, 1)):
+    for terms, kernels in ((3 * 1024, 1), (4 * 1024, 2), (9 * 1024, 2), (8 * 1024 + 1, 1)):
         a = rng.standard_normal((terms, 9)).astype(np.float32)
         b = rng.standard_normal((terms, 21)).astype(np.float32)
         graph = recorded(lambda x, y: dp.contract(x, y, "kn,km->nm") + 1.0, a.shape, b.shape)
@@ -135,6 +136,25 @@ def test_long_products_are_written_as_their_blocks():
         (native,) = engine.run_once(graph, [a, b], "cpu")
         (slow,) = engine.run_once(graph, [a, b], "reference")
         assert native.tobytes() == slow.tobytes()
+
+
+@pytest.mark.parametrize("level", ["native", "x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("rows", [1, 2, 127, 2051])
+@pytest.mark.parametrize("columns", [1, 5, 16, 33, 64, 100, 131])
+def test_folds_side_by_side(monkeypatch, level, rows, columns):
+    monkeypatch.setenv("DIPTYCH_CPU", level)
+    x = np.random.default_rng(columns).standard_normal((rows, columns)).astype(np.float32)
+
+    def call(x):
+        most, least = dp.max(x, axis=0), dp.min(x * 2.0, axis=0)
+        return dp.stack([x.sum(0) + 1.0, most, least, dp.prod(x, axis=0)])
+
+    graph = recorded(call, x.shape)
+    (slow,) = engine.run_once(graph, [x], "reference")
+    assert engine.run_once(graph, [x], "cpu")[0].tobytes() == slow.tobytes()
+    if rows > 1 and columns > 1:
+        executable = engine.compile(recorded(call, [None, None]), "cpu")
+        assert executable.at({"N": rows, "N1": columns}).run([x])[0].tobytes() == slow.tobytes()
 
 
 def test_a_broken_cache_file_is_made_anew(tmp_path, monkeypatch):

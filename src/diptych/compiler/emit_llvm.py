@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diptych.compiler.access import Access, Point, Value
-from diptych.compiler.affine import Affine, offset
+from diptych.compiler.affine import Affine, offset, step_along
 from diptych.compiler.blocks import BLOCK, LEVEL, helpers, sum_blocks
 from diptych.compiler.folds import FoldRule
 from diptych.compiler.kernels import Kernel
@@ -25,6 +25,7 @@ from diptych.kernel import expr as k
 
 PARALLEL_COST = 1 << 16  # scalar operations below which a kernel stays on one thread
 FEW_UNITS = 8
+SIDE_BY_SIDE, LIGHT = 4, 24  # vectors that are folded at once, in kernels of so few expressions
 
 
 class KernelEmitter(Access):
@@ -193,7 +194,7 @@ class KernelEmitter(Access):
     def _column_tile(self, vector: int) -> int:
         """Vectors of a tile."""
         if not any(f.attr[0] == "contract" for f in self.folds):
-            return 1
+            return self._side_by_side(vector)
         extent = self.kernel.shape[vector]
         if isinstance(extent, Dim):
             return 2
@@ -201,6 +202,19 @@ class KernelEmitter(Access):
         if vectors <= 4:
             return vectors
         return 4 if vectors % 4 == 0 else 3 if vectors % 3 in (0, 2) else 4
+
+    def _side_by_side(self, vector: int) -> int:
+        """Vectors whose chains run at once where a light fold reads them side by side: the adds of
+        one chain wait for each other, and the lines of memory are read once."""
+        plain = len(self.folds) == 1 and self.folds[0].attr[0] in ("sum", "max", "min", "prod")
+        if not plain or len(self.expressions) > LIGHT:
+            return 1
+        name = self.kernel.indices[vector]
+        loads = [e for e in k.walk(self.folds[0].args) if e.op == "load"]
+        if not any(step_along(e, name, self.affine_memo) == 1 for e in loads):
+            return 1
+        vectors = -(-self.sizes.typical(self.kernel.shape[vector]) // self.target.lanes)
+        return min(SIDE_BY_SIDE, vectors)
 
     def _vector_step(self, vector: int) -> int:
         """Elements of a tile along the vector axis."""
