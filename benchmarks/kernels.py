@@ -14,7 +14,8 @@ from growth import training_step
 
 import diptych as dp
 from diptych import config, engine
-from diptych.compiler.pipeline import ENTRY, emit_module
+from diptych.compiler.driver import ENTRY, Module
+from diptych.compiler.memory import place
 from diptych.data import ArrayDataset, DataLoader
 from diptych.runtime.code import Code, host_target
 from diptych.runtime.threads import pool_address
@@ -76,9 +77,13 @@ def profile(executable, inputs):
     addresses = table.buffer_info()[0], getattr(arena, pointer)["data"][0]
     executable.code.functions[ENTRY](*addresses)
     target = host_target(config.cpu())
+    offsets, _ = place(compiled.temporaries, executable.sizes)
     found = []
     for kernel in compiled.kernels:
-        code = Code(emit_module([kernel], target, len(table) - 2, compiled.table), target, [ENTRY])
+        module = Module([kernel], target, len(table) - 2, compiled.table)
+        words = array("q", module.words(executable.sizes, offsets))
+        table[-1] = words.buffer_info()[0]
+        code = Code(module.text, target, [ENTRY])
         found.append((timed(code.functions[ENTRY], addresses), kernel))
     return found
 

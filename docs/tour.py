@@ -8,11 +8,12 @@ import numpy as np
 
 import diptych as dp
 from diptych import autodiff, engine, interpret
+from diptych.compiler.driver import Module
 from diptych.compiler.fuse import fuse
 from diptych.compiler.memory import plan_memory
-from diptych.compiler.pipeline import emit_module
 from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
+from diptych.compiler.sizes import FIXED
 from diptych.graph.node import Graph, constant_node, walk
 from diptych.graph.text import parse_graph, print_graph
 from diptych.ops.base import make_operator
@@ -85,8 +86,9 @@ show("fuse and schedule", "\n".join(f"k{n} -> {k.node!r}" for n, k in enumerate(
 # memory: temporaries share one arena. Scalars need little of it.
 show("memory", f"{plan_memory(kernels)[1]} bytes of arena")
 
-# emit: LLVM text for one CPU. No fast-math flag, and no call that LLVM could fold on its own.
-llvm = emit_module(kernels, target, len(graph.inputs) + len(graph.outputs))
+# emit: LLVM text for one CPU, a function for each different kernel and a loop that calls them.
+# No fast-math flag, and no call that LLVM could fold on its own.
+llvm = Module(kernels, target, len(graph.inputs) + len(graph.outputs), FIXED).text
 first = llvm[llvm.index("define internal void @k0") :]
 show("LLVM, the first kernel", first[: first.index("}") + 1])
 assert "fast" not in llvm and "contract" not in llvm

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from diptych import compiles, config, interpret
+from diptych.compiler.driver import ENTRY
 from diptych.compiler.kernels import row_major
 from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
 from diptych.compiler.orders import wanted_orders
-from diptych.compiler.pipeline import ENTRY, compile_graph
+from diptych.compiler.pipeline import compile_graph
 from diptych.compiler.sizes import NO_HINTS
 from diptych.compiler.target import Target
 from diptych.dtypes import Dim, Dimension, Shape, bind, symbols
@@ -240,7 +241,7 @@ class Executable:
     def _bind(self, sizes: Mapping[str, int]) -> None:
         """What the code reads and writes at these sizes."""
         words, self.arena_bytes = self.compiled.words(sizes)
-        self.sizes, self.words = sizes, np.array([*words, 0], np.int64)
+        self.sizes, self.words = sizes, np.array(words, np.int64)
         self.frames: list[Frame] = []
         self.outputs = [
             (tuple(bind(d, sizes) for d in o.type.shape), o.type.dtype.numpy)
@@ -369,7 +370,7 @@ class LoopExecutable(Executable):
         more, known_as = emit_loop(loop), self.compiled.description
         return Code(
             lambda: self.compiled.llvm + more,
-            target, [ENTRY], [LOOP_ENTRY], known_as and known_as + more,
+            target, [ENTRY], [LOOP_ENTRY], known_as + more,
         )  # fmt: skip
 
     def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diptych import compiles, engine, interpret
-from diptych.compiler.pipeline import ENTRY
+from diptych.compiler.driver import ENTRY
 from diptych.compiler.sizes import NO_HINTS
 from diptych.compiler.target import Target
 from diptych.dtypes import Shape
@@ -46,11 +46,11 @@ class Tier:
         self.seconds = 0.0  # of all runs node by node
         self.job: background.Job | None = None
 
-    def code(self, emit: Any, make: Any, much: bool) -> Code | None:
+    def code(self, compiled: Any, make: Any, much: bool) -> Code | None:
         """The code for another run, or None where that is to be node by node."""
         self.runs += 1
         if self.job is None and (much or self.runs > 1):
-            text = emit()  # Python's share of the work: the background has LLVM's alone
+            text = compiled.llvm  # Python's share of the work: the background has LLVM's alone
             self.job = background.Job(lambda: make(text))
             if not much:
                 background.submit(self.job)
@@ -90,7 +90,7 @@ class TieredExecutable(Executable):
             most = KERNEL * len(self.compiled.kernels)
             self.plain = graph, sum(map(nanoseconds, graph.nodes)) > most
         graph, much = self.plain
-        code = self.tier.code(self.compiled.emit, self._make, much)
+        code = self.tier.code(self.compiled, self._make, much)
         if code is None:
             return self._by_node(graph, inputs)
         self.code, self.trampoline = code, call.trampoline()

@@ -73,7 +73,7 @@ class ContractionEmitter(KernelEmitter):
         )
         self.down = (self.rows, self.tile.rows)
         self.across = (self.columns, self._width())
-        self.units = (*((kernel.shape[n], 1) for n in self.outer), self.down, self.across)
+        self.divided = -1, (*((kernel.shape[n], 1) for n in self.outer), self.down, self.across)
 
     def _width(self) -> int:
         return self.tile.columns * self.target.lanes

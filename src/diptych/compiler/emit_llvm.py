@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from diptych.compiler.access import Access, Point, Value
 from diptych.compiler.affine import Affine, offset, step_along
@@ -29,7 +30,7 @@ SIDE_BY_SIDE, LIGHT = 4, 24  # vectors that are folded at once, in kernels of so
 
 
 class KernelEmitter(Access):
-    """Emits one kernel as a function of its buffers, the table, and a range of its units."""
+    """Emits one kernel as a function of its buffers, the words, and a range of its units."""
 
     def __init__(
         self, kernel: Kernel, target: Target, declare: set[str], number: int, table: SizeTable
@@ -46,7 +47,6 @@ class KernelEmitter(Access):
         self.vector_index = ""
         self.inner: frozenset[str] = frozenset()
         self.split = -1  # the axis that threads divide; its units are tiles
-        self.units: Units = ()
         self.pointers: dict[int, str] = {}
         for n, buffer in enumerate(kernel.buffers):
             self.pointers[id(buffer)] = self._pointer(n)
@@ -55,13 +55,11 @@ class KernelEmitter(Access):
 
     def emit(self) -> str:
         """The whole function."""
-        axes = self._ordered_axes()
+        axes, self.split = self.axes, self.divided[0]
         sizes = zip(self.kernel.indices, self.kernel.shape, strict=True)
         fixed = {name: "0" for name, extent in sizes if extent == 1}
         if axes:
-            vector = axes[-1]
-            self._choose_split(axes[:-1], vector)
-            self._outer_loops(axes[:-1], fixed, vector)
+            self._outer_loops(axes[:-1], fixed, axes[-1])
         else:
             self._points([Point(fixed)])
         self.text.do("ret void")
@@ -72,7 +70,7 @@ class KernelEmitter(Access):
         body = "\n".join([entry, *self.sizes.lines, *lines])
         return (
             f"define internal void @k{self.number}"
-            f"(ptr %buffers, ptr %table, i64 %begin, i64 %end) {{\n{body}\n}}\n"
+            f"(ptr %buffers, ptr %words, i64 %begin, i64 %end) {{\n{body}\n}}\n"
         )
 
     def work(self) -> tuple[Dimension, int]:
@@ -85,16 +83,39 @@ class KernelEmitter(Access):
             cost = cost + terms * len(k.walk(fold.args))
         return cost * product(self.kernel.shape), PARALLEL_COST
 
-    def _choose_split(self, outer: list[int], vector: int) -> None:
-        """Threads divide the outermost loop, or the vector axis where that loop is short."""
-        shape = self.kernel.shape
-        step = self._vector_step(vector)
-        self.split, self.units = vector, ((shape[vector], step),)
+    @cached_property
+    def axes(self) -> list[int]:
+        """Axes of the output from the outermost loop to the vector axis."""
+        kernel = self.kernel
+        real = [n for n, d in enumerate(kernel.shape) if d != 1]
+        if not real or kernel.limit is not None:
+            return real
+        vector = max(real, key=lambda n: (self._vector_score(n), n))
+        rest = sorted(
+            (n for n in real if n != vector),
+            key=lambda n: -self.sizes.typical(kernel.out.strides[n]),
+        )
+        return [*rest, vector]
+
+    @cached_property
+    def divided(self) -> tuple[int, Units]:
+        """The axis that threads divide, and its units: the outermost loop, or the vector axis where
+        that loop is short."""
+        if not self.axes:
+            return -1, ()
+        *outer, vector = self.axes
+        shape, step = self.kernel.shape, self._vector_step(vector)
         if outer:
             rows = self._row_tile(outer, vector)
             tiles = -(-self.sizes.typical(shape[outer[0]]) // rows)
             if tiles >= FEW_UNITS or tiles >= -(-self.sizes.typical(shape[vector]) // step):
-                self.split, self.units = outer[0], ((shape[outer[0]], rows),)
+                return outer[0], ((shape[outer[0]], rows),)
+        return vector, ((shape[vector], step),)
+
+    @property
+    def units(self) -> Units:
+        """What the range of a call counts: sizes and the steps that cover them."""
+        return self.divided[1]
 
     def _bounds(self, axis: int, step: int) -> tuple[str, str]:
         """Where the loop over whole tiles of an axis starts and stops, for this range of units."""
@@ -118,19 +139,6 @@ class KernelEmitter(Access):
         first = self.scalars.call("smax", i64, 1, ["%begin", last])
         with self.text.loop(first, "%end", 1, []):
             yield
-
-    def _ordered_axes(self) -> list[int]:
-        """Axes of the output from the outermost loop to the vector axis."""
-        kernel = self.kernel
-        real = [n for n, d in enumerate(kernel.shape) if d != 1]
-        if not real or kernel.limit is not None:
-            return real
-        vector = max(real, key=lambda n: (self._vector_score(n), n))
-        rest = sorted(
-            (n for n in real if n != vector),
-            key=lambda n: -self.sizes.typical(kernel.out.strides[n]),
-        )
-        return [*rest, vector]
 
     def _vector_score(self, axis: int) -> float:
         name, score = self.kernel.indices[axis], 0.0

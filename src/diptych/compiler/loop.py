@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diptych.compiler.pipeline import ENTRY
+from diptych.compiler.driver import ENTRY
 from diptych.compiler.sizes import Sizes, SizeTable
 from diptych.dtypes import Dimension
 
@@ -33,6 +33,7 @@ def emit_loop(loop: Loop) -> str:
         "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
         f"define i64 @{LOOP_ENTRY}(ptr %table, ptr %arena, i64 %steps) {{",
         "entry:",
+        *_pointer("words", loop.stacks - 1),
         *sizes.lines,
         *_pointer("start", loop.start),
     ]

@@ -1,12 +1,8 @@
-"""Symbolic sizes in the text of one function: values read from the table of pointers at its entry.
-
-The slot after the pool's points to i64 words: the symbols by name, then the byte in the arena of
-each temporary, where that depends on the sizes.
-"""
+"""Symbolic sizes in the text of one function: values read at its entry from i64 words, which begin
+with the symbols by name."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -28,14 +24,13 @@ def typical(dim: Dimension, hints: Mapping[str, int] = NO_HINTS) -> int:
 
 @dataclass(frozen=True)
 class SizeTable:
-    """Where the words of symbols are: the slot of the table, and the symbols in their order."""
+    """The symbols in the order of their words."""
 
-    slot: int
     symbols: tuple[str, ...]
     hints: Mapping[str, int] = field(default_factory=dict)
 
 
-FIXED = SizeTable(-1, ())
+FIXED = SizeTable(())
 
 
 class Sizes:
@@ -55,18 +50,12 @@ class Sizes:
 
     def word(self, n: int) -> str:
         """The n-th word."""
-        slot = self._line(f"getelementptr ptr, ptr %table, i64 {self.table.slot}")
-        words = self._line(f"load ptr, ptr {slot}")
-        at = self._line(f"getelementptr i64, ptr {words}, i64 {n}")
+        at = self._line(f"getelementptr i64, ptr %words, i64 {n}")
         return self._line(f"load i64, ptr {at}")
 
     def scratch(self, bytes: int) -> str:
         """Memory of the call's own."""
         return self._line(f"alloca [{bytes} x i8], align 64")
-
-    def offset(self, temporary: int) -> str:
-        """The byte in the arena of a temporary, by its number."""
-        return self.word(len(self.table.symbols) + temporary)
 
     def typical(self, dim: Dimension) -> int:
         return typical(dim, self.table.hints)
@@ -116,14 +105,3 @@ class Sizes:
             return self.size(dim)
         more = self._line(f"add nsw i64 {self.size(dim)}, {step - 1}")
         return self._line(f"udiv i64 {more}, {step}")
-
-    def units(self, factors: Units) -> str:
-        """The product of how many steps cover each size."""
-        known = math.prod(-(-d // step) for d, step in factors if isinstance(d, int))
-        names = [self.covering(d, step) for d, step in factors if not isinstance(d, int)]
-        if not names:
-            return str(known)
-        total, *rest = names if known == 1 else [*names, str(known)]
-        for factor in rest:
-            total = self._line(f"mul nsw i64 {total}, {factor}")
-        return total

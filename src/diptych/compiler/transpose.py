@@ -50,7 +50,7 @@ class TransposeEmitter(KernelEmitter):
         rest = (n for n, d in enumerate(kernel.shape) if d != 1 and n not in axes)
         self.outer = sorted(rest, key=lambda n: -self.sizes.typical(kernel.out.strides[n]))
         self.strips = (kernel.shape[self.read], self.width)
-        self.units = (*((kernel.shape[n], 1) for n in self.outer), self.strips)
+        self.divided = -1, (*((kernel.shape[n], 1) for n in self.outer), self.strips)
 
     def work(self) -> tuple[Dimension, int]:
         return product(self.kernel.shape), PARALLEL_ELEMENTS

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.compiler.pipeline import ENTRY, compile_graph
+from diptych.compiler.driver import ENTRY
+from diptych.compiler.pipeline import compile_graph
 from diptych.dtypes import symbols
 from diptych.errors import DeviceError, FeedError, MissingExtraError
 from diptych.formats.program import prune
@@ -102,7 +103,7 @@ def compile_object(
     weights = [np.ascontiguousarray(w) for w in pruned.weights.values()]
     text = compiled.llvm + _wrapper(
         len(pruned.inputs), len(graph.outputs), weights, compiled.constants,
-        len(compiled.checks), compiled.arena_bytes,
+        len(compiled.checks), *compiled.words({}),
     )  # fmt: skip
     return object_code(text, description)
 
@@ -113,10 +114,11 @@ def _wrapper(
     weights: Sequence[Array],
     constants: Sequence[Array],
     checks: int,
+    words: Sequence[int],
     arena: int,
 ) -> str:
     """`diptych_call`: the table of pointers on the stack, then the entry."""
-    slots = inputs + len(weights) + outputs + len(constants) + 2
+    slots = inputs + len(weights) + outputs + len(constants) + 3
     data, lines = [], []
 
     def store(slot: int, value: str) -> None:
@@ -144,8 +146,11 @@ def _wrapper(
     at += outputs
     for n in range(len(constants)):
         store(at + n, f"@data{len(weights) + n}")
-    store(slots - 2, "%status")
-    store(slots - 1, "null")
+    store(slots - 3, "%status")
+    store(slots - 2, "null")
+    store(slots - 1, "@words")
+    listed = ", ".join(f"i64 {word}" for word in words)
+    data.append(f"@words = internal constant [{len(words)} x i64] [{listed}]")
     return "\n".join([
         *data,
         "define i64 @diptych_arena_bytes() {",

@@ -16,7 +16,7 @@ from diptych.runtime.files import write_whole
 
 _lock = threading.Lock()
 _serial = 0
-MAGIC = b"diptych object 3\n"  # another number where other code is made of the same text
+MAGIC = b"diptych object 4\n"  # another number where other code is made of the same text
 
 
 def sha256(data: bytes) -> bytes:
