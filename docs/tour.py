@@ -84,7 +84,7 @@ kernels = schedule(fusion)
 show("fuse and schedule", "\n".join(f"k{n} -> {k.node!r}" for n, k in enumerate(kernels)))
 
 # memory: temporaries share one arena. Scalars need little of it.
-show("memory", f"{plan_memory(kernels)[1]} bytes of arena")
+show("memory", f"{plan_memory([[kernel] for kernel in kernels])[1]} bytes of arena")
 
 # emit: LLVM text for one CPU, a function for each different kernel and a loop that calls them.
 # No fast-math flag, and no call that LLVM could fold on its own.

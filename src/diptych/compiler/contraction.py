@@ -15,7 +15,7 @@ from diptych.compiler.access import Point
 from diptych.compiler.affine import offset, step_along
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.folds import FoldRule
-from diptych.compiler.kernels import Buffer, Kernel
+from diptych.compiler.kernels import Buffer, Kernel, Rows
 from diptych.compiler.scalars import llvm_type
 from diptych.compiler.sizes import SizeTable
 from diptych.compiler.target import Target
@@ -173,6 +173,13 @@ class ContractionEmitter(KernelEmitter):
         rest = text.value(f"sub nsw i64 {unit}, {before}")
         row = text.value(f"urem i64 {rest}, {rows}")
         return text.value(f"add nsw i64 {first}, {row}"), text.value(f"udiv i64 {rest}, {rows}")
+
+    def rows_in_order(self) -> Rows | None:
+        """How the units lie over rows, where a row of tiles comes before the next."""
+        if self.row < 0 or self.outer or self._panels_first():
+            return None
+        count = -(-int(self.columns) // self._width())  # type: ignore[arg-type]
+        return Rows(self.row, int(self.rows), self.tile.rows, count)  # type: ignore[arg-type]
 
     def _panels_first(self) -> bool:
         """Whether all rows pass over some columns first, not all columns over some rows: where the

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 
 from diptych.compiler import modes
+from diptych.compiler.chains import chained
 from diptych.compiler.contraction import ContractionEmitter, is_contraction
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.kernels import Buffer, Kernel, structure
@@ -36,7 +37,7 @@ class Module:
         self, kernels: Sequence[Kernel], target: Target, pool_slot: int, table: SizeTable
     ) -> None:
         self.target, self.pool_slot, self.table = target, pool_slot, table
-        self.calls: list[tuple[Kernel, int]] = []  # and the numbers of their functions
+        self.numbers: dict[int, int] = {}  # of the functions of kernels
         self.emitters: list[KernelEmitter] = []
         self.declare: set[str] = set()
         self.most = 1  # buffers of a call
@@ -48,8 +49,16 @@ class Module:
                 given = (kernel, target, self.declare, number, table)
                 self.emitters.append(_emitter(kernel)(*given))
                 self.most = max(self.most, len(kernel.buffers))
-            self.calls.append((kernel, number))
+            self.numbers[id(kernel)] = number
         self.forms = list(known)
+        self.groups = chained(kernels, [self.emitter(kernel) for kernel in kernels])
+        for group in self.groups:
+            if len(group.kernels) > 1:
+                self.most = max(self.most, 1 + sum(len(n.buffers) for n in group.kernels))
+
+    def emitter(self, kernel: Kernel) -> KernelEmitter:
+        """Of the function that a kernel calls; it may be another kernel's."""
+        return self.emitters[self.numbers[id(kernel)]]
 
     @property
     def description(self) -> str:
@@ -61,27 +70,45 @@ class Module:
     def text(self) -> str:
         """LLVM text with one entry, which runs the kernels in order."""
         functions = [emitter.emit() for emitter in self.emitters]
-        names = ", ".join(f"ptr @k{n}" for n in range(len(functions)))
+        names = ", ".join([*(f"ptr @k{n}" for n in range(len(functions))), "ptr @chain"])
         head = [
             f'target triple = "{self.target.triple}"',
             modes.declarations(self.target.triple),
             *sorted(self.declare),
-            f"@functions = internal constant [{len(functions)} x ptr] [{names}]",
+            f"@functions = internal constant [{len(functions) + 1} x ptr] [{names}]",
         ]
-        return "\n".join([*head, *functions, self._entry()])
+        return "\n".join([*head, *functions, *_CHAIN, self._entry()])
 
     def words(self, sizes: Mapping[str, int], offsets: Sequence[int]) -> list[int]:
         """What the last slot of the table points to where symbols have these sizes and temporaries
         of symbolic size these places in the arena."""
         words = [sizes[name] for name in self.table.symbols]
         divided = [_divided(emitter, sizes) for emitter in self.emitters]
-        for kernel, number in self.calls:
-            check = 0 if kernel.limit is None else bind(kernel.out.first, {}) // 2 + 1
-            buffers = kernel.buffers
-            words += [number, *divided[number], check, len(buffers)]
-            for buffer in buffers:
-                words += _place(buffer, sizes, offsets)
-        return words + END
+        members: list[list[int]] = []  # of chains, behind the plan
+        open_places: list[int] = []  # where the plan is to say where these are
+        for group in self.groups:
+            numbers = [self.numbers[id(kernel)] for kernel in group.kernels]
+            places = [_place(b, sizes, offsets) for n in group.kernels for b in n.buffers]
+            if len(numbers) == 1:
+                (kernel,) = group.kernels
+                check = 0 if kernel.limit is None else bind(kernel.out.first, {}) // 2 + 1
+                words += [numbers[0], *divided[numbers[0]], check, len(places)]
+            else:
+                slabs = -(-group.rows[0].extent // group.slab)
+                how = max(divided[number][1] for number in numbers)
+                words += [len(self.emitters), slabs, how, 0, len(places) + 1]
+                open_places.append(len(words) + 1)
+                words += [self.pool_slot + 1, 0]
+                members.append([len(numbers)])
+                for number, kernel, rows in zip(numbers, group.kernels, group.rows, strict=True):
+                    units = group.slab // rows.step * rows.units
+                    members[-1] += [number, units, divided[number][0], len(kernel.buffers)]
+            words += [word for place in places for word in place]
+        words += END
+        for at, chain in zip(open_places, members, strict=True):
+            words[at] = 8 * len(words)
+            words += chain
+        return words
 
     def _entry(self) -> str:
         """Run the plan, in the floating-point modes of the contract, until a check fails."""
@@ -166,6 +193,51 @@ ran:
   br label %kernel
 end:
   %code = phi i64 [ 0, %kernel ], [ %check, %look ]""".splitlines()
+
+
+# A range of slabs, each with all kernels. The first buffer is the list of these: how many, and for
+# each its function, its units in a slab and in all, and the number of its buffers. These follow.
+_CHAIN = """define internal void @chain(ptr %buffers, ptr %words, i64 %begin, i64 %end) {
+start:
+  %list = load ptr, ptr %buffers
+  %count = load i64, ptr %list
+  %first = getelementptr i64, ptr %list, i64 1
+  %own = getelementptr ptr, ptr %buffers, i64 1
+  br label %slab
+slab:
+  %s = phi i64 [ %begin, %start ], [ %s1, %next ]
+  %some = icmp slt i64 %s, %end
+  br i1 %some, label %kernel, label %done
+kernel:
+  %n = phi i64 [ 0, %slab ], [ %n1, %kernel ]
+  %at = phi ptr [ %first, %slab ], [ %at1, %kernel ]
+  %given = phi ptr [ %own, %slab ], [ %given1, %kernel ]
+  %number = load i64, ptr %at
+  %units.at = getelementptr i64, ptr %at, i64 1
+  %units = load i64, ptr %units.at
+  %all.at = getelementptr i64, ptr %at, i64 2
+  %all = load i64, ptr %all.at
+  %buffers.at = getelementptr i64, ptr %at, i64 3
+  %its = load i64, ptr %buffers.at
+  %low = mul i64 %s, %units
+  %after = add i64 %low, %units
+  %beyond = icmp sgt i64 %after, %all
+  %high = select i1 %beyond, i64 %all, i64 %after
+  %function.at = getelementptr ptr, ptr @functions, i64 %number
+  %function = load ptr, ptr %function.at
+  call void %function(ptr %given, ptr %words, i64 %low, i64 %high)
+  %at1 = getelementptr i64, ptr %at, i64 4
+  %given1 = getelementptr ptr, ptr %given, i64 %its
+  %n1 = add i64 %n, 1
+  %more = icmp slt i64 %n1, %count
+  br i1 %more, label %kernel, label %next
+next:
+  %s1 = add i64 %s, 1
+  br label %slab
+done:
+  ret void
+}
+""".splitlines()
 
 
 def _emitter(kernel: Kernel) -> type[KernelEmitter]:

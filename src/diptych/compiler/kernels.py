@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from diptych.dtypes import Dimension, DType, Shape, TensorType
 from diptych.graph.node import Node
@@ -65,6 +65,20 @@ class Kernel:
     def buffers(self) -> list[Buffer]:
         """What it reads and writes, each once, in the order of its arguments."""
         return list(dict.fromkeys([*self.reads, self.out]))
+
+    @property
+    def loads(self) -> list[Expr]:
+        """Every read in the value."""
+        return [e for e in walk([self.value]) if e.op == "load"]
+
+
+class Rows(NamedTuple):
+    """How the units of a kernel lie: over an axis of its result, so many for every `step` rows."""
+
+    axis: int
+    extent: int
+    step: int
+    units: int
 
 
 def structure(kernel: Kernel) -> Hashable:

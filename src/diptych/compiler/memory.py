@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diptych.compiler.kernels import Buffer, Kernel
@@ -16,17 +16,20 @@ SMALL = 1 << 21
 
 @dataclass(frozen=True)
 class Life:
-    """The bytes of a temporary, and the first and last kernel that has to do with it."""
+    """The bytes of a temporary, and the first and last group of kernels that has to do with it."""
 
     bytes: Dimension
     first: int
     last: int
 
 
-def plan_memory(kernels: list[Kernel], symbolic: bool = False) -> tuple[tuple[Life, ...], int]:
-    """Give every temporary its offset and return the bytes of the arena; or, where sizes are
-    symbols, give it a number among the temporaries, which `place` puts somewhere for each size."""
-    buffers, temporaries = _lives(kernels)
+def plan_memory(
+    groups: Sequence[Sequence[Kernel]], symbolic: bool = False
+) -> tuple[tuple[Life, ...], int]:
+    """Give every temporary of kernels, groups of which run together, its offset and return the
+    bytes of the arena; or, where sizes are symbols, give it a number among the temporaries, which
+    `place` puts somewhere for each size."""
+    buffers, temporaries = _lives(groups)
     if symbolic:
         for n, buffer in enumerate(buffers):
             buffer.word = n
@@ -37,12 +40,12 @@ def plan_memory(kernels: list[Kernel], symbolic: bool = False) -> tuple[tuple[Li
     return temporaries, arena
 
 
-def _lives(kernels: list[Kernel]) -> tuple[list[Buffer], tuple[Life, ...]]:
+def _lives(groups: Sequence[Sequence[Kernel]]) -> tuple[list[Buffer], tuple[Life, ...]]:
     """The temporaries and, beside them, when they are in use."""
     found: dict[int, list[int]] = {}
     buffers: list[Buffer] = []
-    for time, kernel in enumerate(kernels):
-        for buffer in (kernel.out, *kernel.reads):
+    for time, kernels in enumerate(groups):
+        for buffer in [b for kernel in kernels for b in (kernel.out, *kernel.reads)]:
             root = buffer.root
             if root.kind == "temporary":
                 if id(root) not in found:

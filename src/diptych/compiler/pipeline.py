@@ -88,15 +88,16 @@ def compile_graph(
             )
     names = {s for node in simple.nodes for s in symbols(node.type.shape)}
     table = SizeTable(tuple(sorted(names)), hints)
-    temporaries, arena = plan_memory(kernels, bool(names))
+    module = Module(kernels, target, check_slot + 1, table)
+    temporaries, arena = plan_memory([g.kernels for g in module.groups], bool(names))
     return Compiled(
         simple,
-        Module(kernels, target, check_slot + 1, table),
+        module,
         arena,
         table,
         temporaries,
         tuple(np.ascontiguousarray(n.op.array(n.type)) for n in fusion.constants),  # type: ignore[attr-defined]
         tuple(fusion.checks),
-        tuple(kernels),
+        tuple([kernel for group in module.groups for kernel in group.kernels]),
         tuple(donated),
     )

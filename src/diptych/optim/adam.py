@@ -110,8 +110,7 @@ class Adam(Optimizer):
     def _moments(self, parameter: Parameter) -> tuple[Parameter, Parameter]:
         found = self.moments.get(id(parameter))
         if found is None:
-            zeros = np.zeros(parameter.shape, parameter.dtype.numpy)
-            found = (Parameter(zeros, trainable=False), Parameter(zeros, trainable=False))
+            found = (self.zeros(parameter), self.zeros(parameter))
             self.moments[id(parameter)] = found
         return found
 

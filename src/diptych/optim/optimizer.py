@@ -138,6 +138,11 @@ class Optimizer(ABC):
     def after_step(self) -> None:  # noqa: B027  (a hook, empty unless there is something)
         """A hook to let go of them."""
 
+    def zeros(self, parameter: Parameter) -> Parameter:
+        """State of zeros that lies in memory as its parameter does."""
+        zeros = np.zeros(parameter.shape, parameter.dtype.numpy)
+        return Parameter(zeros, trainable=False, order=parameter.order)
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         current_panel(self.parameters[0]).forget(self.parameters)

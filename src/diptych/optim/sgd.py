@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from diptych.errors import DiptychError
 from diptych.ops.elementwise import add, fma
 from diptych.optim.optimizer import Optimizer
@@ -61,8 +59,7 @@ class SGD(Optimizer):
     def _velocity(self, parameter: Parameter) -> Parameter:
         v = self.velocity.get(id(parameter))
         if v is None:
-            v = Parameter(np.zeros(parameter.shape, parameter.dtype.numpy), trainable=False)
-            self.velocity[id(parameter)] = v
+            v = self.velocity[id(parameter)] = self.zeros(parameter)
         return v
 
     def slots(self) -> dict[str, Parameter]:
