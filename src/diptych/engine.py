@@ -284,11 +284,7 @@ class Executable:
         overwritten, and are themselves the outputs."""
         if type(inputs) is not list or self.trampoline is None:
             return self._call(inputs, [], self.code.functions[ENTRY])
-        results: list[Array] = []
-        for make in self.makers:  # a comprehension takes longer, up to Python 3.11
-            results.append(make())
-        if self.donated:
-            results = [*self.pick(inputs + results)]
+        results = self._outputs(inputs)
         STATISTICS.calls += 1
         try:
             frame = self.frames.pop()
@@ -300,13 +296,20 @@ class Executable:
         self.frames.append(frame)
         return results
 
+    def _outputs(self, inputs: list[Array]) -> list[Array]:
+        """Memory for the outputs: new, or that of donated inputs."""
+        made: list[Array] = []
+        for make in self.makers:  # a comprehension takes longer, up to Python 3.11
+            made.append(make())
+        return [*self.pick(inputs + made)] if self.donated else made
+
     def start(self, inputs: list[Array]) -> tuple[list[Array], Flight | None]:
         """`run` where nothing can fail: the outputs, and what has to be finished before they, or
         the inputs, are looked at; None where it was run at once."""
         pool, later = running_pool(), call.later()
         if pool is None or later is None:
             return self.run(inputs), None
-        results = [make() if given < 0 else inputs[given] for given, make in self.places]
+        results = self._outputs(inputs)
         STATISTICS.calls += 1
         frame = self.frames.pop() if self.frames else self._frame()
         code = later(frame.address, inputs, results, pool.address)
