@@ -520,3 +520,16 @@ def test_a_tensor_of_a_tensor_is_its_value_in_both_panels():
     both = call(dp.tensor(X)), dp.compile(call)(X)
     assert both[0].dtype == both[1].dtype and not both[0].requires_grad
     assert both[0].numpy().tobytes() == both[1].numpy().tobytes()
+
+
+def test_a_method_of_one_object_counts():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    fast = dp.compile(lambda x: model(x))
+    x = np.ones((2, 3), np.float32)
+    for _ in range(5):
+        before = fast(x).numpy()
+    plain = model.forward
+    model.forward = lambda x: plain(x) + 1.0
+    assert np.array_equal(fast(x).numpy(), before + 1.0)
+    del model.forward
+    assert np.array_equal(fast(x).numpy(), before)

@@ -37,6 +37,7 @@ OPAQUE = (*PLAIN, ModuleType, Tensor, np.ndarray)  # what nothing is reached thr
 # Python's own modules, and the folder of installed ones, which in an environment is another.
 LIBRARY = ("<frozen ", os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(np.__file__)))
 MANY = 256  # elements of a container that are looked at
+METHODS = ("training", "forward", "step", "update")  # of modules and optimizers
 LARGE = 1 << 20  # bytes of an array that are compared line by line
 
 
@@ -159,8 +160,10 @@ class Reached:
                 self._place(Place(vars(value), name, f"{kind.__name__}.", ours, kind))
 
     def _class_values(self, kind: type, known: bool) -> set[str]:
-        """Plain values of a class that its objects may be asked for."""
-        found = {"training"} if hasattr(kind, "training") else set()
+        """Values of a class that its objects may be asked for, and may have of their own: plain
+        ones, and the methods that a step calls."""
+        asked = METHODS if known else ("training",)
+        found = {name for name in asked if hasattr(kind, name)}
         for c in kind.__mro__:
             own = known and not c.__module__.startswith("diptych.")
             for name, value in vars(c).items():
