@@ -6,7 +6,7 @@ import pytest
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import data, engine, interpret, nn, optim
-from diptych.compiler import contraction
+from diptych.compiler import ahead, contraction
 from diptych.compiler.memory import Life, place
 from diptych.compiler.pipeline import compile_graph
 from diptych.errors import DeviceError
@@ -123,16 +123,20 @@ def test_a_bad_row_is_an_error_before_anything_is_written():
         engine.compile(graph, "cpu").run([*given])
 
 
-@pytest.mark.parametrize("batch", [16, 100, 128])
-def test_an_epoch_in_one_call_has_the_bits_of_its_steps(batch):
+@pytest.mark.parametrize("level", ["native", "x86-64"])
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+@pytest.mark.parametrize("batch", [1, 16, 100, 399])
+def test_an_epoch_in_one_call_has_the_bits_of_its_steps(monkeypatch, batch, kind, level):
+    monkeypatch.setenv("DIPTYCH_CPU", level)
+    monkeypatch.setattr(ahead, "FAR_TABLE", 0)
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((400, 300), np.float32)
+    images = (100 * rng.random((400, 300), np.float32)).astype(kind)
     labels = rng.integers(0, 10, 400)
 
     def trained(how):
         dp.manual_seed(1)
         model = nn.Sequential(nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        optimizer = optim.SGD(model.parameters(), lr=0.01)
 
         def step(x, y):
             loss = F.cross_entropy(model(x), y)
@@ -141,7 +145,8 @@ def test_an_epoch_in_one_call_has_the_bits_of_its_steps(batch):
             optimizer.zero_grad()
             return loss
 
-        loader = data.DataLoader(data.arrays(images, labels), batch, shuffle=True, seed=3)
+        rows = data.arrays(images, labels, 60.0, -1.0)
+        loader = data.DataLoader(rows, batch, shuffle=True, seed=3)
         losses = how(step, loader)
         return [losses, *[v.tobytes() for v in model.state_dict().values()]]
 
@@ -156,6 +161,23 @@ def test_an_epoch_in_one_call_has_the_bits_of_its_steps(batch):
     assert trained(scanned) == expected
     dp.set_threads(2)
     assert trained(scanned) == expected
+
+
+def test_the_next_batch_is_asked_for(monkeypatch):
+    monkeypatch.setattr(ahead, "FAR_TABLE", 0)
+    with dp.Program() as program:
+        table, order = dp.data("table", [500, 64]), dp.data("order", [300], "i64")
+        start = dp.data("start", [], "i64")
+        window = dp.gather(order, dp.arange(16) + start)
+        out = dp.gather(table, window) * 2.0
+    graph = Graph(tuple(f.node for f in program.feeds.values()), (out.node,))
+    executable = engine.compile(graph, "cpu")
+    assert "prefetch" in executable.compiled.llvm
+    rng = np.random.default_rng(0)
+    table, order = rng.standard_normal((500, 64), np.float32), rng.integers(0, 500, 300)
+    for first in (0, 1, 268, 284):
+        (found,) = executable.run([table, order, np.array(first)])
+        assert found.tobytes() == (table[order[first : first + 16]] * np.float32(2.0)).tobytes()
 
 
 def test_small_arenas_share_bytes_between_buffers_of_one_size_only():

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from functools import cached_property
 
 from diptych.compiler.access import Access, Point, Value
-from diptych.compiler.affine import Affine, offset, step_along
+from diptych.compiler.affine import Affine, offset, step_along, uses
+from diptych.compiler.ahead import next_batch
 from diptych.compiler.blocks import BLOCK, LEVEL, helpers, sum_blocks
 from diptych.compiler.folds import FoldRule
 from diptych.compiler.kernels import Kernel
@@ -47,6 +48,7 @@ class KernelEmitter(Access):
         self.vector_index = ""
         self.inner: frozenset[str] = frozenset()
         self.split = -1  # the axis that threads divide; its units are tiles
+        self.next_batch: dict[int, k.Expr | None] = {}
         self.pointers: dict[int, str] = {}
         for n, buffer in enumerate(kernel.buffers):
             self.pointers[id(buffer)] = self._pointer(n)
@@ -234,6 +236,8 @@ class KernelEmitter(Access):
         self.vector_index = name
         lanes = 1 if self._must_be_scalar() else self.target.lanes
         step = self._vector_step(vector)
+        if lanes > 1:
+            self._rows_before(lines, lanes)
         if isinstance(extent, Dim) or extent >= step:
             with text.loop(*self._bounds(vector, step), step, []) as (index, _, _n):
                 self._tile(lines, name, index, step // lanes, lanes)
@@ -343,11 +347,54 @@ class KernelEmitter(Access):
         if e.op == "index":
             return self._index(e.attr, point)
         if e.op == "load":
+            self._ask_next(e, point)
             return self._load(e, point)
         args = [point.memo[id(a)] for a in e.args]
         lanes = max(n for _, n in args)
         names = [self.widen(v, a.dtype, lanes) for v, a in zip(args, e.args, strict=True)]
         return self.scalars.apply(e, names, lanes), lanes
+
+    def _ask_next(self, e: k.Expr, point: Point) -> None:
+        """Ask for what a load will read in the next batch of an epoch."""
+        later = self._later(e)
+        if later is None or self.inner or self.lanes == 1:
+            return
+        self._evaluate_positions(later, point)
+        at = self._total(self._row(later, point), self._offset(self._moving(later), point))
+        place = self._address(later.attr, at)
+        self.declare.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.text.do(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 2, i32 1)")
+
+    def _later(self, e: k.Expr) -> k.Expr | None:
+        """The load a batch later, where vectors of it lie in one row."""
+        if id(e) not in self.next_batch:
+            along = step_along(e, self.vector_index, self.affine_memo)
+            hints = self.sizes.table.hints
+            self.next_batch[id(e)] = (
+                next_batch(e, self.kernel, hints, self.affine_memo)
+                if along == 1 and offset(e.args, e.attr.strides, self.affine_memo) is None
+                else None
+            )
+        return self.next_batch[id(e)]
+
+    def _evaluate_positions(self, e: k.Expr, point: Point) -> None:
+        for a in self._needed(e):
+            self._evaluate(a, [point])
+
+    def _rows_before(self, lines: list[dict[str, str]], lanes: int) -> None:
+        """Compute the rows that vectors lie in before the loop along these."""
+        self.lanes = lanes
+        folded = {loop.name for f in self.folds for loop in f.attr[1]}
+        for e in self.expressions:
+            along = step_along(e, self.vector_index, self.affine_memo) if e.op == "load" else None
+            plain = e.op != "load" or offset(e.args, e.attr.strides, self.affine_memo) is not None
+            if along != 1 or plain or uses(e, folded):
+                continue
+            later = self._later(e)
+            for line in lines:
+                self._evaluate_positions(e, Point(line))
+                if later is not None:
+                    self._evaluate_positions(later, Point(line))
 
     # ---- folds -----------------------------------------------------------------------------
 

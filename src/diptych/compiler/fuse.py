@@ -261,8 +261,17 @@ class Fusion:
         strides = row_major(shape) if innermost is None else innermost_strides(shape, innermost)
         buffer = Buffer(node.type, strides, "temporary")
         names, indices = self._indices(len(shape))
-        self._add(Kernel(buffer, names, self._source(node, {}).at(*indices), node, shape))
+        source = self._source(node, {})
+        if isinstance(node.op, Gather) and id(node) not in self.buffers:  # with its own positions
+            rows, places = (self._source(node.inputs[0], {}), node.inputs[1])
+            source = Source(node.type, node.op.lower(node.type, rows, self._unread(places)))
+        self._add(Kernel(buffer, names, source.at(*indices), node, shape))
         return buffer
+
+    def _unread(self, node: Node) -> Source:
+        """A value computed where it is used, although it is in memory."""
+        inputs = isinstance(node.op, Input | Constant)
+        return self._source(node, {}) if inputs else Source(node.type, self._inlined(node, {}))
 
     def _pack(self, node: Node) -> None:
         """Where no side of a contraction moves by 1 along an output axis, one is turned round;

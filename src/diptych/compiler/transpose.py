@@ -59,6 +59,10 @@ class TransposeEmitter(KernelEmitter):
         """The whole function: a loop over a range of units."""
         kernel, text = self.kernel, self.text
         at = {n: "0" for n, d in zip(kernel.indices, kernel.shape, strict=True) if d == 1}
+        if self.by_rows and not self.outer and kernel.shape[self.written] == self.width:
+            name = kernel.indices[self.written]
+            self.vector_index = kernel.indices[self.read]
+            self._rows_before([{**at, name: str(n)} for n in range(self.width)], self.width)
         with text.loop("%begin", "%end", 1, []) as (unit, _, _n):
             strips = self.sizes.covering(*self.strips)
             strip = text.value(f"urem i64 {unit}, {strips}")
@@ -91,7 +95,9 @@ class TransposeEmitter(KernelEmitter):
         name, extent = self.kernel.indices[self.written], self.kernel.shape[self.written]
         at = {**at, self.kernel.indices[self.read]: first}
         whole = self.sizes.whole(extent, self.width)
-        if whole != "0":
+        if extent == self.width:
+            self._tile_of({**at, name: "0"}, deep, self.width)
+        elif whole != "0":
             with self.text.loop("0", whole, self.width, []) as (index, _, _n):
                 self._tile_of({**at, name: index}, deep, self.width)
         if isinstance(extent, Dim):
