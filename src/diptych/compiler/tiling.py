@@ -41,7 +41,9 @@ class Tile:
 def choose_tile(rows: int, columns: int, target: Target, width: int = 0) -> Tile:
     """The tile for a result of rows x columns elements; `width` fixes its columns (of elements)."""
     vectors = -(-columns // target.lanes)
-    widths = [width // target.lanes] if width else range(1, min(vectors, 8) + 1)
+    # One row is as fast as its matrix is read: two threads read a half each.
+    most = min(vectors, 8) if rows > 1 else min(max(4, -(-vectors // 2)), 8)
+    widths = [width // target.lanes] if width else range(1, min(vectors, most) + 1)
     best: tuple[float, Tile] | None = None
     for across in widths:
         tail = columns % (across * target.lanes)
