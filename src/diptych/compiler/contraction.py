@@ -151,7 +151,20 @@ class ContractionEmitter(KernelEmitter):
                 continue
             at[name] = self.text.value(f"urem i64 {rest}, {extent}")
             rest = self.text.value(f"udiv i64 {rest}, {extent}")
-        return at.pop("down"), at.pop("across"), at
+        return at.pop("down"), self._ends_amid(at.pop("across")), at
+
+    def _ends_amid(self, across: str) -> str:
+        """Columns in an order where the narrow ones at the end are the last but one: threads start
+        at both ends, and the narrow ones pass so fast that they would wait for memory."""
+        if isinstance(self.columns, Dim) or not self.tile.ends or not self._panels_first():
+            return across
+        whole = self.columns // self._width()
+        if whole < 2:
+            return across
+        last = self.text.value(f"icmp eq i64 {across}, {whole}")
+        before = self.text.value(f"icmp eq i64 {across}, {whole - 1}")
+        swapped = self.text.value(f"select i1 {before}, i64 {whole}, i64 {across}")
+        return self.text.value(f"select i1 {last}, i64 {whole - 1}, i64 {swapped}")
 
     def _halves(self) -> bool:
         """Whether the upper half of the rows comes before the lower: a weight that is updated over

@@ -26,6 +26,7 @@ NARROW = 4  # columns below which a side is turned round although it lies straig
 MANY_ROWS = 64  # rows that read a side again and again
 NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
 FEW = 1 << 20  # bytes of rows that stay in the caches while products go over them
+FEW_SUMS = 8  # results of a fold below which what it folds is computed one by one
 DEPTH = 40  # longest chain of operators in one expression
 
 
@@ -66,6 +67,7 @@ class Materialise:
         self.chosen = {id(o) for o in graph.outputs}
         self.repeated: set[int] = set()  # inlined where one element is computed many times
         self.feeds_fold: set[int] = set()
+        self.feeds_few: set[int] = set()  # a fold with too few results for a vector
         self.hints = hints
         for node in reversed(self.nodes):
             self._decide(node)
@@ -75,7 +77,7 @@ class Materialise:
         if isinstance(node.op, Input | Constant):
             return
         users = self.users[id(node)]
-        repeated = feeds = False
+        repeated = feeds = few = False
         for user in users:
             inlined = id(user) not in self.chosen
             spreads = isinstance(user.op, Contract | ScatterAdd | Gather) or (
@@ -83,8 +85,10 @@ class Materialise:
             )
             repeated |= spreads or (inlined and id(user) in self.repeated)
             feeds |= is_fold(user) or (inlined and id(user) in self.feeds_fold)
+            few |= isinstance(user.op, Reduction) and typical(user.type.size, self.hints) < FEW_SUMS
+            few |= inlined and id(user) in self.feeds_few
         if (
-            (is_heavy(node) and (len(users) > 1 or repeated))
+            (is_heavy(node) and (len(users) > 1 or repeated or few))
             or (is_fold(node) and (feeds or not all(self._same_shape(u, node) for u in users)))
             or any(self._needs_memory(user, node) for user in users)
             or (len(users) > 1 and (self._weight(node) > 6 or self._holds_heavy(node)))
@@ -95,6 +99,8 @@ class Materialise:
             self.repeated.add(id(node))
         if feeds:
             self.feeds_fold.add(id(node))
+        if few:
+            self.feeds_few.add(id(node))
 
     def _same_shape(self, user: Node, node: Node) -> bool:
         if isinstance(user.op, Reshape):
