@@ -21,6 +21,7 @@ MLP = {  # batch, widths of the layers
     "mlp16": (16, (784, 100, 100, 10)),  # the article's network and batch
     "mlp128": (128, (784, 100, 100, 10)),
     "wide128": (128, (784, 1024, 1024, 10)),
+    "adam16": (16, (784, 100, 100, 10)),  # as mlp16, by Adam; the others by SGD
 }
 SQUARE = {f"matmul{n}": n for n in (256, 512, 1024, 2048)}
 # (batch axes, m, k, n, how a and b are stored: n as they are, t transposed)
@@ -34,6 +35,7 @@ AWKWARD = [
     ((8,), 97, 101, 103, "nt"), ((2, 3), 129, 65, 257, "tn"),
 ]  # fmt: skip
 LEARNING_RATE = 0.001
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
 STEPS = {"wide128": 50}  # batches that a training workload goes round, else 200
 CHECKED = 50  # steps after which the losses of all sides are compared
 

@@ -18,7 +18,8 @@ from diptych.runtime.code import Code, host_target
 def training(workload):
     """A training step of the workload's network, and the batches: images, labels."""
     model = network(given.MLP[workload][1])
-    optimizer = optim.SGD(model.parameters(), lr=given.LEARNING_RATE)
+    kind = optim.Adam if workload.startswith("adam") else optim.SGD
+    optimizer = kind(model.parameters(), lr=given.LEARNING_RATE)
 
     def step(images, labels):
         loss = F.cross_entropy(model(images), labels)

@@ -1,5 +1,6 @@
 """JAX: a jitted step, and a scan over the epoch, which is its fastest form."""
 
+import math
 import sys
 
 import workloads as given
@@ -20,23 +21,50 @@ def loss_of(parameters, images, labels):
     return -jnp.mean(jnp.take_along_axis(logits, labels[:, None], 1))
 
 
-def train(parameters, batch):
-    loss, gradients = jax.value_and_grad(loss_of)(parameters, *batch)
-    pairs = zip(parameters, gradients)
-    return [p - given.LEARNING_RATE * g for p, g in pairs], loss
+def sgd(state, gradients):
+    (parameters,) = state
+    return ([p - given.LEARNING_RATE * g for p, g in zip(parameters, gradients)],)
+
+
+def adam(state, gradients):
+    (one, two), (parameters, m, v, t) = given.BETAS, state
+    t = t + 1
+    m = [one * a + (1 - one) * g for a, g in zip(m, gradients)]
+    v = [two * a + (1 - two) * g * g for a, g in zip(v, gradients)]
+    first, second = (-jnp.expm1(t * math.log(beta)) for beta in given.BETAS)  # 1 - beta^t
+    rate, scale = given.LEARNING_RATE / first, 1 / jnp.sqrt(second)
+    moved = [
+        p - rate * a / (jnp.sqrt(b) * scale + given.EPSILON) for p, a, b in zip(parameters, m, v)
+    ]
+    return moved, m, v, t
+
+
+def training(workload):
+    """A step, and the state that it starts from."""
+    parameters = [jnp.asarray(a) for a in given.weights(given.MLP[workload][1])]
+    update, state = sgd, (parameters,)
+    if workload.startswith("adam"):
+        zeros = [jnp.zeros_like(p) for p in parameters]
+        update, state = adam, (parameters, zeros, [z + 0 for z in zeros], jnp.float32(0))
+
+    def train(state, batch):
+        loss, gradients = jax.value_and_grad(loss_of)(state[0], *batch)
+        return update(state, gradients), loss
+
+    return train, state
 
 
 def data(workload):
     images, labels = given.batches(workload)
-    parameters = [jnp.asarray(a) for a in given.weights(given.MLP[workload][1])]
-    return jnp.asarray(images), jnp.asarray(labels.astype(np.int32)), parameters
+    return jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
 
 
 def jit_step(workload):
-    images, labels, parameters = data(workload)
+    images, labels = data(workload)
     batches = list(zip(images, labels))
+    train, begin = training(workload)
     fast = jax.jit(train, donate_argnums=0)
-    state = [parameters, None]
+    state = [begin, None]
 
     def step(n):
         state[:] = fast(state[0], batches[n % len(batches)])
@@ -47,12 +75,13 @@ def jit_step(workload):
 
 
 def scan(workload):
-    images, labels, parameters = data(workload)
-    epoch = jax.jit(lambda p, batches: jax.lax.scan(train, p, batches))
-    losses = epoch(parameters, (images, labels))[1]
+    images, labels = data(workload)
+    train, state = training(workload)
+    epoch = jax.jit(lambda state, batches: jax.lax.scan(train, state, batches))
+    losses = epoch(state, (images, labels))[1]
 
     def call(_):
-        jax.block_until_ready(epoch(parameters, (images, labels)))
+        jax.block_until_ready(epoch(state, (images, labels)))
 
     return Case(call, steps=len(images), check=float(losses[given.CHECKED - 1]))
 

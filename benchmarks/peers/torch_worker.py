@@ -1,5 +1,6 @@
 """PyTorch: eager, and gradient with update compiled as one graph, one step or ten in a call."""
 
+import math
 import sys
 
 import numpy as np
@@ -29,7 +30,10 @@ def pairs(widths):
 def eager(workload):
     images, labels = (list(torch.from_numpy(a)) for a in given.batches(workload))
     model = network(given.MLP[workload][1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=given.LEARNING_RATE)
+    kind, more = torch.optim.SGD, {}
+    if workload.startswith("adam"):
+        kind, more = torch.optim.Adam, {"fused": True}
+    optimizer = kind(model.parameters(), lr=given.LEARNING_RATE, **more)
 
     def step(n):
         n %= len(images)
@@ -49,6 +53,22 @@ def loss_of(parameters, images, labels):
     return F.cross_entropy(F.linear(hidden, *parameters[-2:]), labels)
 
 
+def sgd(parameters, gradients):
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.sub_(gradient, alpha=given.LEARNING_RATE)
+
+
+def adam(parameters, gradients, m, v, t):
+    one, two = given.BETAS
+    t.add_(1)
+    first, second = (-torch.expm1(t * math.log(beta)) for beta in given.BETAS)  # 1 - beta^t
+    rate, scale = given.LEARNING_RATE / first, 1 / torch.sqrt(second)
+    for p, g, a, b in zip(parameters, gradients, m, v):
+        a.mul_(one).add_(g, alpha=1 - one)
+        b.mul_(two).addcmul_(g, g, value=1 - two)
+        p.sub_(rate * a / (b.sqrt() * scale + given.EPSILON))
+
+
 def compiled(steps):
     def build(workload):
         batch, widths = given.MLP[workload]
@@ -58,12 +78,15 @@ def compiled(steps):
         images = list(images.reshape(-1, steps, batch, 784))
         labels = list(labels.reshape(-1, steps, batch))
         parameters = [t for w, b in pairs(widths) for t in (w.T.contiguous(), b.clone())]
+        update, more = sgd, ()
+        if workload.startswith("adam"):
+            zeros = [[torch.zeros_like(p) for p in parameters] for _ in "mv"]
+            update, more = adam, (*zeros, torch.zeros(()))
 
         def train(parameters, images, labels):
             for n in range(steps):
                 gradients, loss = grad_and_value(loss_of)(parameters, images[n], labels[n])
-                for parameter, gradient in zip(parameters, gradients):
-                    parameter.sub_(gradient, alpha=given.LEARNING_RATE)
+                update(parameters, gradients, *more)
             return loss
 
         fast = torch.compile(train, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
