@@ -24,7 +24,8 @@ def run(quick, rounds):
         for batch, widths in points[: 3 if quick else None]:
             done = subprocess.run(
                 [sys.executable, __file__, str(batch), ",".join(map(str, widths)), str(rounds)],
-                env={**os.environ, "DIPTYCH_CACHE": "", "DIPTYCH_THREADS": "1"},
+                env={**os.environ, "DIPTYCH_CACHE": "", "DIPTYCH_THREADS": "1",
+                     "DIPTYCH_TIERS": "0"},
                 capture_output=True, text=True, check=True, timeout=300,
             )  # fmt: skip
             label = {"layers": len(widths) - 1, "width": widths[1], "batch": batch}[name]
@@ -58,11 +59,11 @@ def point(batch, widths, rounds):
     import numpy as np
 
     import diptych as dp
-    from diptych import engine
+    from diptych import tiers
 
     step = training_step(widths)
     made = []
-    compile = engine.compile
+    compile = tiers.compile
 
     def timed(*arguments):
         seconds = []
@@ -73,7 +74,7 @@ def point(batch, widths, rounds):
         compile_seconds.append(min(seconds))
         return made[-1]
 
-    engine.compile, compile_seconds = timed, []
+    tiers.compile, compile_seconds = timed, []
     random = np.random.default_rng(0)
     images = random.standard_normal((batch, widths[0]), np.float32)
     labels = random.integers(0, widths[-1], batch)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
+from diptych.compiler import driver, memory
 from diptych.compiler.pipeline import compile_graph
 from diptych.graph.node import Graph, Input
 from diptych.kernel import expr as k
@@ -53,12 +55,13 @@ def test_a_contraction_has_prologue_and_epilogue():
     assert len(made.kernels) <= 2  # the division may be computed once, ahead
 
 
-def article_step():
+def article_step(widths=(784, 100, 100, 10)):
     with dp.Program() as program:
-        x, y = dp.data("x", [16, 784]), dp.data("y", [16], "i64")
-        model = nn.Sequential(
-            nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)
-        )
+        x, y = dp.data("x", [16, widths[0]]), dp.data("y", [16], "i64")
+        layers = []
+        for ins, outs in pairwise(widths):
+            layers += [nn.Linear(ins, outs), nn.ReLU()]
+        model = nn.Sequential(*layers[:-1])
         loss = F.cross_entropy(model(x), y)
         optim.SGD(program.parameters(), lr=0.1).minimize(loss)
     inputs = [f.node for f in program.feeds.values()]
@@ -81,6 +84,54 @@ def test_an_sgd_update_is_the_epilogue_of_its_weight_gradient_and_in_place():
     for kernel in made.kernels:  # the gradient has no memory: what has its size is a packed copy
         if kernel.out.kind == "temporary" and kernel.shape in ((100, 784), (100, 100)):
             assert isinstance(kernel.node.op, Input)
+
+
+def test_layers_alike_are_lowered_once_and_compile_to_the_same_functions():
+    two, many = (
+        compile_graph(*stepped, host_target("x86-64-v3"))
+        for graph, donated in (article_step((24,) * 4), article_step((24,) * 12))
+        for stepped in [(graph, {}, donated)]
+    )
+    assert many.module.functions == two.module.functions
+    forms = {id(kernel.form) for kernel in many.kernels}
+    assert len(forms) == len({id(kernel.form) for kernel in two.kernels}) < len(many.kernels) / 3
+    for kernel in many.kernels:  # each reads its own buffers
+        loads = [e.attr for e in k.walk([kernel.value]) if e.op == "load"]
+        assert list(dict.fromkeys(loads)) == kernel.reads
+
+
+def test_a_module_in_parts_gives_the_bits_of_one(monkeypatch):
+    graph, donated = article_step((24, 40, 33, 10))
+    rng = np.random.default_rng(3)
+    values = [
+        rng.integers(0, 10, 16) if i.dtype.name == "i64" else
+        np.asarray(rng.standard_normal(i.shape), np.float32) for i in graph.inputs
+    ]  # fmt: skip
+    monkeypatch.setenv("DIPTYCH_CACHE", "")
+    results = []
+    for size, threads in ((1 << 30, 1), (1 << 11, 1), (1 << 11, 3)):
+        monkeypatch.setattr(driver, "PART", size)
+        monkeypatch.setattr(engine, "threads", lambda count=threads: count)
+        made = engine.Executable(graph, {}, donated)
+        assert (len(made.compiled.module.parts()) > 3) == (size < 1 << 30)
+        results.append([r.tobytes() for r in made.run([v.copy() for v in values])])
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("plan", [memory._alike, memory._by_time, memory._by_size])
+def test_what_lives_together_shares_no_byte(plan):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        firsts = rng.integers(0, 30, int(rng.integers(1, 40)))
+        lives = tuple(memory.Life(0, int(f), int(f + rng.integers(0, 12))) for f in firsts)
+        needs = [int(n) for n in rng.integers(1, 9, len(lives))]
+        offsets, total, *_ = plan(lives, needs)
+        for now in range(42):
+            taken = [
+                byte for life, at, need in zip(lives, offsets, needs, strict=True)
+                if life.first <= now <= life.last for byte in range(at, at + need)
+            ]  # fmt: skip
+            assert len(taken) == len(set(taken)) and max(taken, default=0) < total
 
 
 def test_what_is_computed_twice_is_computed_once_and_what_is_unused_not_at_all():
@@ -203,7 +254,7 @@ def test_object_code_is_found_by_what_a_graph_is(tmp_path, monkeypatch):
     def run(call, turned=False):
         graph = recorded(call, (3, 5))
         made = engine.Executable(graph, {0: (1, 3) if turned else (5, 1)}, {})
-        return made, "text" in vars(made.compiled.module)
+        return made, "functions" in vars(made.compiled.module)
 
     assert run(dp.exp)[1] and not run(dp.exp)[1]
     assert not run(dp.exp)[0].code.compiled

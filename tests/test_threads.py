@@ -13,7 +13,7 @@ import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
 from diptych.errors import DiptychError
-from diptych.runtime import code, threads
+from diptych.runtime import llvm, threads
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_a_fork_waits_for_a_compile():
     began = threading.Event()
 
     def compiles():
-        with code._lock:
+        with llvm.INSIDE:
             began.set()
             time.sleep(0.2)
 
@@ -110,7 +110,7 @@ def test_a_fork_waits_for_a_compile():
     began.wait()
     child = os.fork()
     if child == 0:
-        os._exit(0 if code._lock.acquire(timeout=5) else 1)
+        os._exit(0 if llvm.INSIDE.changed.acquire(timeout=5) else 1)
     compiling.join()
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0

@@ -1,4 +1,4 @@
-"""Two tiers: what is new runs node by node, what recurs is compiled meanwhile, the same bits."""
+"""Two tiers: what is new is made in haste, what recurs is optimised meanwhile, the same bits."""
 
 import os
 import subprocess
@@ -17,19 +17,26 @@ from diptych.runtime import background
 RNG = np.random.default_rng(0)
 X = [RNG.standard_normal((7, 13)).astype(np.float32) for _ in range(8)]
 Y = [RNG.integers(0, 3, 7) for _ in range(8)]
-NODE, DONE = "runs node by node instead of", "compiled in the background"
+HASTY, DONE = "compiled in haste", "compiled in the background"
 
 
 @pytest.fixture(autouse=True)
 def panel(monkeypatch):
     """Both tiers, no code from before, and nothing in the background but what a test lets there."""
     monkeypatch.setenv("DIPTYCH_CACHE", "")
-    monkeypatch.setattr(dp.PANEL.runner, "tiers", True)
+    monkeypatch.setenv("DIPTYCH_TIERS", "1")
+    monkeypatch.setattr(tiers, "PATIENCE", 1e9)
+    monkeypatch.setattr(tiers, "RATE", 1e15)
+    forget()
+    yield
+    dp.finish_compiling()
+
+
+def forget():
+    """No piece of the dynamic panel has code."""
     dp.PANEL.cache.clear()
     dp.PANEL.runner.families.groups.clear()
     dp.PANEL.trail.root.clear()
-    yield
-    dp.finish_compiling()
 
 
 def hold(monkeypatch):
@@ -38,7 +45,7 @@ def hold(monkeypatch):
 
 
 def tiered():
-    """Executables of the panel that run node by node."""
+    """Executables of the panel whose code was made in haste."""
     return [e for e in dp.PANEL.cache.values() if type(e) is tiers.TieredExecutable]
 
 
@@ -62,21 +69,17 @@ def trained(steps, swap, kind=optim.Adam):
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
 def test_a_swap_in_mid_run_has_the_bits_of_either_tier(monkeypatch, kind):
     hold(monkeypatch)
-    by_node = trained(8, None, kind)
+    hasty = trained(8, None, kind)
     assert tiered()
     dp.finish_compiling()
-    assert trained(8, None, kind) == by_node  # native from its first step
+    assert trained(8, None, kind) == hasty  # optimised from its first step
     assert not [e for e in tiered() if e.tier.job is not None]
     for swap in (2, 3, 5):
-        dp.PANEL.cache.clear()
-        dp.PANEL.runner.families.groups.clear()
-        dp.PANEL.trail.root.clear()
-        assert trained(8, swap, kind) == by_node
-    monkeypatch.setattr(dp.PANEL.runner, "tiers", False)
-    dp.PANEL.cache.clear()
-    dp.PANEL.runner.families.groups.clear()
-    dp.PANEL.trail.root.clear()
-    assert trained(8, None, kind) == by_node  # compiled at once
+        forget()
+        assert trained(8, swap, kind) == hasty
+    monkeypatch.setenv("DIPTYCH_TIERS", "0")
+    forget()
+    assert trained(8, None, kind) == hasty  # optimised at once
     assert not tiered()
 
 
@@ -88,11 +91,11 @@ def test_what_does_not_recur_is_not_compiled_and_what_recurs_is(monkeypatch):
         return (dp.tanh(dp.tensor(X[0])) * 1.5 - dp.floor(dp.tensor(X[1]))).numpy()
 
     first = one()
-    assert engine.STATISTICS.compiles == compiles and engine.STATISTICS.calls == calls + 1
-    assert dp.why()[-1].how == NODE and f"{NODE} 1 kernels" in str(dp.why()[-1])
+    assert engine.STATISTICS.compiles == compiles + 1 and engine.STATISTICS.calls == calls + 1
+    assert dp.why()[-1].how == HASTY and f"{HASTY} 1 kernels" in str(dp.why()[-1])
     count = len(dp.why())
     dp.finish_compiling()
-    assert dp.why()[-1].how == NODE
+    assert dp.why()[-1].how == HASTY
     with dp.no_recompile():  # it ran before
         assert one().tobytes() == first.tobytes()
         dp.finish_compiling()
@@ -101,7 +104,7 @@ def test_what_does_not_recur_is_not_compiled_and_what_recurs_is(monkeypatch):
     assert engine.STATISTICS.compiles == compiles + 1 and not tiered()
 
 
-def test_a_second_size_compiles_nothing_and_a_third_shares_the_code(monkeypatch):
+def test_a_second_size_compiles_once_more_and_a_third_shares_the_code(monkeypatch):
     hold(monkeypatch)
     compiles = engine.STATISTICS.compiles
 
@@ -110,13 +113,12 @@ def test_a_second_size_compiles_nothing_and_a_third_shares_the_code(monkeypatch)
         return x, (dp.exp(dp.tensor(x)) * 0.5 + dp.sin(dp.tensor(x))).sum(1).numpy()
 
     results = [one(n) for n in (5, 6, 8)]
-    assert engine.STATISTICS.compiles == compiles
+    assert engine.STATISTICS.compiles == compiles + 2
     dp.finish_compiling()
-    assert engine.STATISTICS.compiles == compiles + 1
     with dp.no_recompile():
         for n in (6, 8, 9, 20):
             results.append(one(n))
-    assert engine.STATISTICS.compiles == compiles + 1
+    assert engine.STATISTICS.compiles == compiles + 2
     for x, result in results:
         assert result.tobytes() == results[-1][1][: len(x)].tobytes()
 
@@ -185,11 +187,61 @@ def test_a_compile_that_fails_is_raised_by_the_next_run(monkeypatch):
             one()
 
 
-def test_what_takes_long_is_compiled_at_once():
-    compiles = engine.STATISTICS.compiles
-    w = np.ones((300, 300), np.float32)
-    dp.matmul(dp.tensor(w), dp.tensor(w)).numpy()
-    assert engine.STATISTICS.compiles == compiles + 1 and dp.why()[-1].how == "compiled"
+def test_a_run_of_much_work_waits_for_the_optimised_code(monkeypatch):
+    monkeypatch.setattr(tiers, "RATE", 1)
+    dp.exp(dp.tensor(X[0])).numpy()
+    assert dp.why()[-1].how == DONE and not tiered()
+
+
+def test_patience_with_code_made_in_haste_ends(monkeypatch):
+    hold(monkeypatch)
+    for n in range(4):
+        if n == 3:
+            monkeypatch.setattr(tiers, "PATIENCE", 0)
+        assert bool(tiered()) == (n > 0)
+        (dp.expm1(dp.tensor(X[0])) * 3.5).numpy()
+    assert dp.why()[-1].how == DONE and not tiered()
+
+
+@pytest.mark.parametrize("seconds, hasty", [(1e9, False), (0, True)])
+def test_by_default_only_what_takes_long_is_made_in_haste(monkeypatch, seconds, hasty):
+    hold(monkeypatch)
+    monkeypatch.delenv("DIPTYCH_TIERS")
+    monkeypatch.setattr(tiers, "LONG", seconds)
+    (dp.log1p(dp.tensor(np.abs(X[0]))) * 2.5).numpy()
+    assert bool(tiered()) == hasty
+    assert dp.why()[-1].how == (HASTY if hasty else "compiled")
+
+
+def test_a_compiled_step_is_swapped_too(monkeypatch):
+    hold(monkeypatch)
+    step = dp.compile(lambda x, y: (dp.tanh(x) @ dp.sigmoid(y).T).sum(0))
+    found = [step(X[0], X[1]).numpy().tobytes() for _ in range(3)]
+    (ready,) = step.last.plans[None].executables.values()
+    assert type(ready.executable) is tiers.TieredExecutable
+    dp.finish_compiling()
+    found.append(step(X[0], X[1]).numpy().tobytes())
+    assert type(ready.executable) is engine.Executable and len(set(found)) == 1
+
+
+def test_both_are_kept_on_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
+    hold(monkeypatch)
+
+    def one():
+        result = (dp.cos(dp.tensor(X[0])) * 4.5).numpy().tobytes()
+        return result, dp.why()[-1].how
+
+    first = one()
+    assert first[1] == HASTY
+    count = len(list(tmp_path.rglob("*.o")))
+    forget()
+    assert one() == (first[0], "loaded")
+    one()
+    dp.finish_compiling()
+    assert dp.why()[-1].how == DONE and len(list(tmp_path.rglob("*.o"))) == count + 1
+    forget()
+    assert one() == (first[0], "loaded") and not tiered()
 
 
 def test_two_threads_and_their_compiles():
@@ -237,7 +289,7 @@ def run(more, limit=60):
 def test_a_process_ends_while_it_compiles():
     done = run("print(dp.why()[-1].how)")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{NODE}\n"
+    assert done.stdout == f"{HASTY}\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from diptych.dtypes import TensorType
 from diptych.errors import RecompileError
-from diptych.graph.node import NOWHERE, Graph, Where
+from diptych.graph.node import NOWHERE, Graph, Node, Where
 
 KEPT = 1000  # compiles that are remembered
 
@@ -44,8 +45,8 @@ class Compiles(list[Compile]):
 class Form:
     """What is compared of graphs with the same calls."""
 
-    types: tuple[Any, ...]
-    attributes: tuple[Any, ...]
+    types: tuple[TensorType, ...]
+    attributes: tuple[dict[str, Any], ...]
     outputs: tuple[int, ...]
     layout: tuple[Any, ...]
     in_place: tuple[Any, ...]
@@ -79,8 +80,8 @@ def announce(
     with _lock:
         before = _forms.get(key)
         new = _difference(before, form)
-        computed = [n.where for n in graph.nodes if n.inputs and n.where != NOWHERE]
-        found = Announced(computed[0] if computed else NOWHERE, new)
+        computed = (n.where for n in graph.nodes if n.inputs and n.where != NOWHERE)
+        found = Announced(next(computed, NOWHERE), new)
         if _local.forbidden:
             raise RecompileError(
                 "inside no_recompile everything runs that was compiled before it",
@@ -109,18 +110,18 @@ def _described(
     graph: Graph, strides: Mapping[int, Any], donated: Mapping[int, int]
 ) -> tuple[tuple[Any, ...], Form]:
     """The calls and their wiring; and what may differ between graphs of the same calls."""
-    number: dict[int, int] = {id(n): k for k, n in enumerate(graph.inputs)}
+    number: dict[Node, int] = {n: k for k, n in enumerate(graph.inputs)}
     calls: list[Any] = []
     attributes: list[Any] = []
     for node in graph.nodes:
-        if id(node) not in number:
-            number[id(node)] = len(number)
-            calls.append((node.op.name, *[number[id(i)] for i in node.inputs]))
-            attributes.append(repr(node.op.attributes()) if node.inputs else "")
+        if node not in number:
+            number[node] = len(number)
+            calls.append((node.op.name, *[number[i] for i in node.inputs]))
+            attributes.append(node.op.attributes() if node.inputs else {})
     form = Form(
-        tuple(str(n.type) for n in graph.inputs),
+        tuple(n.type for n in graph.inputs),
         tuple(attributes),
-        tuple(number[id(o)] for o in graph.outputs),
+        tuple(number[o] for o in graph.outputs),
         tuple(sorted(strides.items())),
         tuple(sorted(donated.items())),
     )
@@ -133,9 +134,9 @@ def _difference(before: Form | None, now: Form) -> str:
     for was, is_ in zip(before.types, now.types, strict=True):
         if was != is_:
             return f"the same calls with another type: {is_} instead of {was}"
-    for was, is_ in zip(before.attributes, now.attributes, strict=True):
-        if was != is_:
-            return f"the same calls with other attributes: {is_} instead of {was}"
+    for had, has in zip(before.attributes, now.attributes, strict=True):
+        if repr(had) != repr(has):  # 0.0 is not -0.0
+            return f"the same calls with other attributes: {has} instead of {had}"
     if before.outputs != now.outputs:
         return "the same calls, but other values are kept"
     if before.layout != now.layout:

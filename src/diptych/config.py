@@ -23,9 +23,12 @@ def eager() -> bool:
     return bool(_number("DIPTYCH_EAGER", 0, 0, 1))
 
 
-def tiers() -> bool:
-    """DIPTYCH_TIERS=1 compiles what recurs, in the background; 0 what is new, at once."""
-    return bool(_number("DIPTYCH_TIERS", 0, 0, 1))
+def tiers() -> str:
+    """What is compiled in haste first, and anew in the background: with DIPTYCH_TIERS=1 all, with 0
+    none, by default what would take long."""
+    if not os.environ.get("DIPTYCH_TIERS"):
+        return "long"
+    return ("none", "all")[_number("DIPTYCH_TIERS", 0, 0, 1)]
 
 
 def threads() -> int:

@@ -566,7 +566,6 @@ def set_eager(on: bool) -> None:
     global _eager
     PANEL.run()
     _eager = on
-    PANEL.runner.tiers = config.tiers() and not on
 
 
 @contextmanager

@@ -27,8 +27,9 @@ from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
 from diptych.runtime import call
 from diptych.runtime.call import address
-from diptych.runtime.code import Code, assembly, host_target
-from diptych.runtime.threads import Pool, pool_address, running_pool
+from diptych.runtime.code import Code, Source, assembly, host_target
+from diptych.runtime.llvm import USUAL
+from diptych.runtime.threads import Pool, pool_address, running_pool, threads
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
@@ -131,12 +132,13 @@ class Frame:
         constants = executable.constants
         ins, outs = len(graph.inputs), len(graph.outputs)
         pool = ins + outs + len(constants) + 1
+        self.code = executable.code  # which the words call, whatever the executable has by then
         self.words = np.zeros(call.TABLE + pool + 2 + 2 * len(compiled.checks), np.int64)
         self.first_check = call.TABLE + pool + 2
         self.arena = empty((max(executable.arena_bytes, SMALL + 1),), np.uint8)
         self.address = address(self.words)
         arena = address(self.arena)
-        self.words[: call.TABLE] = [executable.code.address(ENTRY), ins, outs, arena, pool]
+        self.words[: call.TABLE] = [self.code.address(ENTRY), ins, outs, arena, pool]
         table = self.words[call.TABLE :]
         table[ins + outs : pool - 1] = [address(a) for a in constants]
         table[pool - 1] = self.address + 8 * self.first_check
@@ -224,7 +226,10 @@ class Executable:
             self._report(made, seconds)
 
     def _load(self, target: Target) -> Code:
-        return Code(lambda: self.compiled.llvm, target, [ENTRY], (), self.compiled.description)
+        return Code(self._source(target), target, [ENTRY], (), threads())
+
+    def _source(self, target: Target, level: int = USUAL) -> Source:
+        return Source(self.compiled.module.parts, target, self.compiled.description, level)
 
     def at(self, sizes: Mapping[str, int]) -> Self:
         """The executable for these sizes of the symbols, all of them at least 2."""
@@ -371,10 +376,13 @@ class LoopExecutable(Executable):
         stacks = len(self.graph.inputs) + len(self.graph.outputs) + len(self.constants) + 3
         loop = Loop(start, batch, tuple(outputs), stacks, random, self.compiled.table)
         more, known_as = emit_loop(loop), self.compiled.description
-        return Code(
-            lambda: self.compiled.llvm + more,
-            target, [ENTRY], [LOOP_ENTRY], known_as + more,
-        )  # fmt: skip
+
+        def texts() -> list[str]:
+            first, *others = self.compiled.module.parts()
+            return [first + more, *others]
+
+        source = Source(texts, target, known_as + more)
+        return Code(source, target, [ENTRY], [LOOP_ENTRY], threads())
 
     def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:
         """Each output that is not donated, stacked over the steps; donated inputs change."""
@@ -465,6 +473,9 @@ def hints(sizes: Mapping[str, int]) -> dict[str, int]:
     return {name: max(size, SMALL_BATCH) for name, size in sizes.items()}
 
 
+Compiler = Callable[..., Executable | ReferenceExecutable]  # as `compile`
+
+
 class Family:
     """The executables of a graph some of whose sizes are symbols: one for all sizes.
 
@@ -472,8 +483,8 @@ class Family:
     have inputs that are not row-major along an axis of symbolic size.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, compile: Compiler = compile) -> None:
+        self.graph, self.compile = graph, compile
         self.dims = {d for n in graph.nodes for d in n.type.shape if isinstance(d, Dim)}
         self.made: dict[Any, Executable | ReferenceExecutable] = {}
         self.wants: dict[Any, dict[int, int]] = {}
@@ -496,7 +507,7 @@ class Family:
         if found is None:
             graph = special if orders is None else self.graph
             order = dict(enumerate(strides if orders is None else orders))
-            found = self.made[key] = compile(graph, device, order, donated, hints(sizes))
+            found = self.made[key] = self.compile(graph, device, order, donated, hints(sizes))
         return found.at(sizes)
 
     def is_special(self, sizes: Mapping[str, int]) -> bool:

@@ -15,7 +15,7 @@ from weakref import ref
 
 import numpy as np
 
-from diptych import config, engine, interpret, tiers
+from diptych import engine, interpret, tiers
 from diptych.engine import element_strides
 from diptych.errors import RecompileError, ValueRangeError
 from diptych.families import Families
@@ -34,8 +34,7 @@ class Runner:
     def __init__(self, trail: Trail, others_wait: Callable[[Piece], bool]) -> None:
         self.trail, self.others_wait = trail, others_wait
         self.cache: dict[Any, Any] = {}
-        self.families = Families(self._compiled)
-        self.tiers = config.tiers() and not config.eager()
+        self.families = Families(tiers.compile)
         self.device = "cpu"
         self.flight: engine.Flight | None = None
 
@@ -226,10 +225,6 @@ class Runner:
         if found is None:
             found = self.cache[full] = self._compile(order, outputs, donated)
         return found
-
-    def _compiled(self, *given: Any) -> Any:
-        """An executable, compiled now or once it recurs."""
-        return tiers.compile(*given) if self.tiers else engine.compile(*given)
 
     def _compile(self, order: list[Node], outputs: list[Node], donated: dict[int, int]) -> Any:
         """The piece as a graph with inputs of its own."""

@@ -33,10 +33,10 @@ def rows_of(emitter: KernelEmitter) -> Rows | None:
         return None
     if isinstance(emitter, ContractionEmitter):
         return emitter.rows_in_order()
-    axis = emitter.divided[0]
+    axis = emitter.divided()[0]
     if type(emitter) is not KernelEmitter or axis < 0:
         return None
-    ((extent, step),) = emitter.divided[1]
+    ((extent, step),) = emitter.divided()[1]
     return Rows(axis, int(extent), step, 1)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.folds import FoldRule
 from diptych.compiler.kernels import Buffer, Kernel, Rows
 from diptych.compiler.scalars import llvm_type
-from diptych.compiler.sizes import SizeTable
+from diptych.compiler.sizes import SizeTable, Units
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import SHORT, Piece, choose_tile
 from diptych.dtypes import Dim, Dimension, i64, product
@@ -73,7 +73,6 @@ class ContractionEmitter(KernelEmitter):
         )
         self.down = (self.rows, self.tile.rows)
         self.across = (self.columns, self._width())
-        self.divided = -1, (*((kernel.shape[n], 1) for n in self.outer), self.down, self.across)
 
     def _width(self) -> int:
         return self.tile.columns * self.target.lanes
@@ -114,6 +113,9 @@ class ContractionEmitter(KernelEmitter):
         return shared, min(self.sizes.typical(self.kernel.shape[axis]), 24), axis
 
     # ---- units -------------------------------------------------------------------------------
+
+    def units(self) -> Units:
+        return (*((self.kernel.shape[n], 1) for n in self.outer), self.down, self.across)
 
     def work(self) -> tuple[Dimension, int]:
         terms = product(loop.extent for loop in self.fold.attr[1])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
 
 from diptych.compiler import modes
 from diptych.compiler.chains import chained
@@ -21,6 +20,7 @@ from diptych.compiler.sizes import SizeTable
 from diptych.compiler.target import Target
 from diptych.compiler.transpose import TransposeEmitter, turned_axes
 from diptych.dtypes import bind
+from diptych.lazy import lazy
 
 ENTRY = "diptych_run"
 LONG = 64  # times the work that is worth a second thread: worth waking one for
@@ -28,6 +28,7 @@ IN_ARENA = -1  # instead of a slot
 ALONE, SHARED, WAKING = range(3)  # how a kernel is divided: not, over who is awake, over all
 HEAD = 5  # words of a call before its buffers: function, units, how, check, number of buffers
 END = [-1]  # after the last call
+PART = 1 << 14  # characters of text that are worth a module of their own
 
 
 class Module:
@@ -60,24 +61,54 @@ class Module:
         """Of the function that a kernel calls; it may be another kernel's."""
         return self.emitters[self.numbers[id(kernel)]]
 
-    @property
+    @lazy
     def description(self) -> str:
         """What the text depends on: equal ones have equal text, from the same compiler."""
         hints = sorted(self.table.hints.items())
         return repr((self.forms, self.most, self.pool_slot, self.table.symbols, hints))
 
-    @cached_property
+    @lazy
+    def functions(self) -> list[str]:
+        """The text of each different kernel."""
+        return [emitter.emit() for emitter in self.emitters]
+
+    @property
     def text(self) -> str:
         """LLVM text with one entry, which runs the kernels in order."""
-        functions = [emitter.emit() for emitter in self.emitters]
-        names = ", ".join([*(f"ptr @k{n}" for n in range(len(functions))), "ptr @chain"])
-        head = [
-            f'target triple = "{self.target.triple}"',
-            modes.declarations(self.target.triple),
-            *sorted(self.declare),
-            f"@functions = internal constant [{len(functions) + 1} x ptr] [{names}]",
+        return self._joined(self.functions)
+
+    def parts(self) -> list[str]:
+        """The text as several modules, which threads may translate beside each other; the first has
+        the entry."""
+        parts: list[list[str]] = [[]]
+        for function in self.functions:
+            if sum(map(len, parts[-1])) > PART:
+                parts.append([])
+            parts[-1].append(function.replace("define internal ", "define ", 1))
+        if len(parts) == 1:
+            return [self.text]
+        first = len(parts[0])
+        elsewhere = [
+            f"declare void @k{n}(ptr, ptr, i64, i64)" for n in range(first, len(self.functions))
         ]
-        return "\n".join([*head, *functions, *_CHAIN, self._entry()])
+        others = ["\n".join([*self._head(), *part]) for part in parts[1:]]
+        return [self._joined([*parts[0], *elsewhere]), *others]
+
+    def _joined(self, functions: list[str]) -> str:
+        count = len(self.emitters)
+        names = ", ".join([*(f"ptr @k{n}" for n in range(count)), "ptr @chain"])
+        table = f"@functions = internal constant [{count + 1} x ptr] [{names}]"
+        return "\n".join([*self._head(), *functions, table, *_CHAIN, self._entry()])
+
+    def _head(self) -> list[str]:
+        triple = self.target.triple
+        return [f'target triple = "{triple}"', modes.declarations(triple), *sorted(self.declare)]
+
+    def work(self, sizes: Mapping[str, int]) -> int:
+        """About how many scalar operations a run takes."""
+        each = [bind(emitter.work()[0], sizes) for emitter in self.emitters]
+        kernels = [kernel for group in self.groups for kernel in group.kernels]
+        return sum(each[self.numbers[id(kernel)]] for kernel in kernels)
 
     def words(self, sizes: Mapping[str, int], offsets: Sequence[int]) -> list[int]:
         """What the last slot of the table points to where symbols have these sizes and temporaries
@@ -248,7 +279,7 @@ def _emitter(kernel: Kernel) -> type[KernelEmitter]:
 
 def _divided(emitter: KernelEmitter, sizes: Mapping[str, int]) -> tuple[int, int]:
     """The units of a kernel, and how they are divided: over the pool where there is work."""
-    units = math.prod(-(-bind(size, sizes) // step) for size, step in emitter.units)
+    units = math.prod(-(-bind(size, sizes) // step) for size, step in emitter.units())
     needed, enough = emitter.work()
     work = bind(needed, sizes)
     if units == 1 or work < enough:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 
 from diptych.compiler.access import Access, Point, Value
 from diptych.compiler.affine import Affine, offset, step_along, uses
@@ -24,6 +23,7 @@ from diptych.compiler.target import Target
 from diptych.compiler.text import FunctionText
 from diptych.dtypes import Dim, Dimension, i64, product
 from diptych.kernel import expr as k
+from diptych.lazy import lazy
 
 PARALLEL_COST = 1 << 16  # scalar operations below which a kernel stays on one thread
 FEW_UNITS = 8
@@ -57,7 +57,7 @@ class KernelEmitter(Access):
 
     def emit(self) -> str:
         """The whole function."""
-        axes, self.split = self.axes, self.divided[0]
+        axes, self.split = self.axes, self.divided()[0]
         sizes = zip(self.kernel.indices, self.kernel.shape, strict=True)
         fixed = {name: "0" for name, extent in sizes if extent == 1}
         if axes:
@@ -85,7 +85,7 @@ class KernelEmitter(Access):
             cost = cost + terms * len(k.walk(fold.args))
         return cost * product(self.kernel.shape), PARALLEL_COST
 
-    @cached_property
+    @lazy
     def axes(self) -> list[int]:
         """Axes of the output from the outermost loop to the vector axis."""
         kernel = self.kernel
@@ -99,7 +99,6 @@ class KernelEmitter(Access):
         )
         return [*rest, vector]
 
-    @cached_property
     def divided(self) -> tuple[int, Units]:
         """The axis that threads divide, and its units: the outermost loop, or the vector axis where
         that loop is short."""
@@ -114,10 +113,9 @@ class KernelEmitter(Access):
                 return outer[0], ((shape[outer[0]], rows),)
         return vector, ((shape[vector], step),)
 
-    @property
     def units(self) -> Units:
         """What the range of a call counts: sizes and the steps that cover them."""
-        return self.divided[1]
+        return self.divided()[1]
 
     def _bounds(self, axis: int, step: int) -> tuple[str, str]:
         """Where the loop over whole tiles of an axis starts and stops, for this range of units."""

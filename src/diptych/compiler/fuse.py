@@ -6,13 +6,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from diptych.compiler.kernels import Buffer, Kernel, innermost_strides, row_major
+from diptych.compiler.kernels import (
+    Buffer,
+    Form,
+    Kernel,
+    index_names,
+    innermost_strides,
+    row_major,
+)
 from diptych.compiler.simplify import is_scalar_constant
 from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import choose_tile
 from diptych.dtypes import Dim, Dimension, Shape, TensorType, i64, product
-from diptych.graph.node import Constant, Graph, Input, Node, Source
+from diptych.graph.node import Constant, Graph, Input, Node, Operator, Source
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
 from diptych.ops.contract import Contract
@@ -30,17 +37,35 @@ FEW_SUMS = 8  # results of a fold below which what it folds is computed one by o
 DEPTH = 40  # longest chain of operators in one expression
 
 
-def is_fold(node: Node) -> bool:
-    return isinstance(node.op, Contract | Reduction | ScatterAdd)
+class Kind:
+    """What fusion asks of a class of operators; asked of every node, it is worth remembering."""
+
+    def __init__(self, op: type[Operator]) -> None:
+        self.leaf = issubclass(op, Input | Constant)
+        self.fold = issubclass(op, Contract | Reduction | ScatterAdd)
+        self.heavy = (  # worth computing only once
+            self.fold
+            or issubclass(op, Function | Pow | Divide)
+            or op.name in ("random_bits", "uniform", "normal")
+        )
+        self.contract = issubclass(op, Contract)
+        self.spreads = issubclass(op, Contract | ScatterAdd | Gather)
+        self.reduction = issubclass(op, Reduction)
+        self.reshape = issubclass(op, Reshape)
+        self.view = issubclass(op, Transpose | Broadcast)
+        self.elementwise = issubclass(op, Elementwise)
+        self.gather = issubclass(op, Gather)
+        self.checks = op.positions is not Operator.positions
 
 
-def is_heavy(node: Node) -> bool:
-    """Worth computing only once."""
-    return (
-        is_fold(node)
-        or isinstance(node.op, Function | Pow | Divide)
-        or node.op.name in ("random_bits", "uniform", "normal")
-    )
+_KINDS: dict[type[Operator], Kind] = {}
+
+
+def kind(node: Node) -> Kind:
+    found = _KINDS.get(type(node.op))
+    if found is None:
+        found = _KINDS[type(node.op)] = Kind(type(node.op))
+    return found
 
 
 def only_ones_move(node: Node) -> bool:
@@ -49,86 +74,79 @@ def only_ones_move(node: Node) -> bool:
     return have == [d for d in node.type.shape if d != 1]
 
 
-def is_view(node: Node) -> bool:
-    return isinstance(node.op, Transpose | Broadcast) or (
-        isinstance(node.op, Reshape) and only_ones_move(node)
-    )
-
-
 class Materialise:
     """Which nodes get memory of their own."""
 
     def __init__(self, graph: Graph, hints: Mapping[str, int] = NO_HINTS) -> None:
         self.nodes = graph.nodes
-        self.users: dict[int, list[Node]] = {id(n): [] for n in self.nodes}
+        self.users: dict[Node, list[Node]] = {n: [] for n in self.nodes}
         for node in self.nodes:
             for given in node.inputs:
-                self.users[id(given)].append(node)
-        self.chosen = {id(o) for o in graph.outputs}
-        self.repeated: set[int] = set()  # inlined where one element is computed many times
-        self.feeds_fold: set[int] = set()
-        self.feeds_few: set[int] = set()  # a fold with too few results for a vector
+                self.users[given].append(node)
+        self.chosen = set(graph.outputs)
+        self.repeated: set[Node] = set()  # inlined where one element is computed many times
+        self.feeds_fold: set[Node] = set()
+        self.feeds_few: set[Node] = set()  # a fold with too few results for a vector
         self.hints = hints
         for node in reversed(self.nodes):
-            self._decide(node)
+            if node.inputs or not kind(node).leaf:
+                self._decide(node, kind(node))
         self._limit_depth()
 
-    def _decide(self, node: Node) -> None:
-        if isinstance(node.op, Input | Constant):
-            return
-        users = self.users[id(node)]
+    def _decide(self, node: Node, own: Kind) -> None:
+        users, chosen = self.users[node], self.chosen
         repeated = feeds = few = False
         for user in users:
-            inlined = id(user) not in self.chosen
-            spreads = isinstance(user.op, Contract | ScatterAdd | Gather) or (
-                user.type.size != node.type.size and not isinstance(user.op, Reduction)
-            )
-            repeated |= spreads or (inlined and id(user) in self.repeated)
-            feeds |= is_fold(user) or (inlined and id(user) in self.feeds_fold)
-            few |= isinstance(user.op, Reduction) and typical(user.type.size, self.hints) < FEW_SUMS
-            few |= inlined and id(user) in self.feeds_few
+            its, inlined = kind(user), user not in chosen
+            spreads = its.spreads or (not its.reduction and user.type.size != node.type.size)
+            repeated |= spreads or (inlined and user in self.repeated)
+            feeds |= its.fold or (inlined and user in self.feeds_fold)
+            few |= its.reduction and typical(user.type.size, self.hints) < FEW_SUMS
+            few |= inlined and user in self.feeds_few
         if (
-            (is_heavy(node) and (len(users) > 1 or repeated or few))
-            or (is_fold(node) and (feeds or not all(self._same_shape(u, node) for u in users)))
+            (own.heavy and (len(users) > 1 or repeated or few))
+            or (own.fold and (feeds or not all(self._same_shape(u, node) for u in users)))
             or any(self._needs_memory(user, node) for user in users)
             or (len(users) > 1 and (self._weight(node) > 6 or self._holds_heavy(node)))
         ):
-            self.chosen.add(id(node))
+            chosen.add(node)
             return
         if repeated:
-            self.repeated.add(id(node))
+            self.repeated.add(node)
         if feeds:
-            self.feeds_fold.add(id(node))
+            self.feeds_fold.add(node)
         if few:
-            self.feeds_few.add(id(node))
+            self.feeds_few.add(node)
 
     def _same_shape(self, user: Node, node: Node) -> bool:
-        if isinstance(user.op, Reshape):
-            return only_ones_move(user) and id(user) not in self.repeated
-        return isinstance(user.op, Elementwise) and user.type.shape == node.type.shape
+        if kind(user).reshape:
+            return only_ones_move(user) and user not in self.repeated
+        return kind(user).elementwise and user.type.shape == node.type.shape
 
     def _needs_memory(self, user: Node, node: Node) -> bool:
-        if isinstance(user.op, Reshape) and not only_ones_move(user):
+        its = kind(user)
+        if its.reshape and not only_ones_move(user):
             return True
-        if isinstance(user.op, Contract):
-            return not is_view(node) and not self._read_by_rows(node)
-        if not isinstance(user.op, Gather):
+        if its.contract:
+            own = kind(node)
+            view = own.view or (own.reshape and only_ones_move(node))
+            return not view and not self._read_by_rows(node)
+        if not its.gather:
             return False
-        return user.inputs[0] is node or (id(user) not in self.chosen and self._read_by_rows(user))
+        return user.inputs[0] is node or (user not in self.chosen and self._read_by_rows(user))
 
     def _read_by_rows(self, node: Node) -> bool:
         """Whether a node is rows that products can read where they lie: a few, whole, picked by a
         list of positions, and given to nothing but products."""
-        if not isinstance(node.op, Gather) or node.type.rank < 2 or node.inputs[1].type.rank != 1:
+        if not kind(node).gather or node.type.rank < 2 or node.inputs[1].type.rank != 1:
             return False
         size = typical(node.type.size, self.hints) * node.type.dtype.bytes
-        return size <= FEW and id(node) not in self.chosen and self._only_contracted(node)
+        return size <= FEW and node not in self.chosen and self._only_contracted(node)
 
     def _only_contracted(self, node: Node) -> bool:
         return all(
-            isinstance(user.op, Contract)
-            or (isinstance(user.op, Transpose) and self._only_contracted(user))
-            for user in self.users[id(node)]
+            kind(user).contract or (isinstance(user.op, Transpose) and self._only_contracted(user))
+            for user in self.users[node]
         )
 
     def _weight(self, node: Node) -> int:
@@ -136,33 +154,35 @@ class Materialise:
         count, stack = 0, [node]
         while stack and count <= 8:
             n = stack.pop()
-            if not isinstance(n.op, Input | Constant) and id(n) not in self.chosen:
+            if n not in self.chosen and not kind(n).leaf:
                 count += 1
                 stack.extend(n.inputs)
         return count
 
     def _holds_heavy(self, node: Node) -> bool:
         """Whether something heavy would be computed inside the node, and so with each user."""
-        seen: set[int] = set()
+        seen: set[Node] = set()
         stack = list(node.inputs)
         while stack:
             n = stack.pop()
-            if id(n) in seen or id(n) in self.chosen or isinstance(n.op, Input | Constant):
+            if n in seen or n in self.chosen or kind(n).leaf:
                 continue
-            if is_heavy(n):
+            if kind(n).heavy:
                 return True
-            seen.add(id(n))
+            seen.add(n)
             stack.extend(n.inputs)
         return False
 
     def _limit_depth(self) -> None:
-        depth: dict[int, int] = {}
+        depth: dict[Node, int] = {}
         for node in self.nodes:
-            own = 1 + max((depth[id(i)] for i in node.inputs), default=0)
-            if own > DEPTH and not isinstance(node.op, Input | Constant):
-                self.chosen.add(id(node))
-            leaf = isinstance(node.op, Input | Constant) or id(node) in self.chosen
-            depth[id(node)] = 0 if leaf else own
+            if kind(node).leaf:
+                depth[node] = 0
+                continue
+            own = 1 + max([depth[i] for i in node.inputs], default=0)
+            if own > DEPTH:
+                self.chosen.add(node)
+            depth[node] = 0 if node in self.chosen else own
 
 
 class Check(NamedTuple):
@@ -190,7 +210,10 @@ class Fusion:
         self.constants: list[Node] = []
         self.checks: list[Check] = []
         self.plan = Materialise(graph, hints)
-        self.packed: dict[tuple[int, int], Buffer] = {}
+        self.packed: dict[tuple[Node, int], Buffer] = {}
+        self.choices: dict[Any, tuple[int, int, Dimension | None]] = {}  # of `_pack`
+        self.forms: dict[Any, Form] = {}  # by all that the value of a kernel depends on
+        self.written: set[Buffer] = set()
         self.along: dict[int, int] = {}  # the axis of a contraction's result that vectors lie along
         for slot, node in enumerate(graph.inputs):
             order = strides.get(slot, row_major(node.type.shape))
@@ -213,42 +236,37 @@ class Fusion:
                 order = self.buffers[id(self.graph.inputs[self.donated[n]])].strides
             buffer = Buffer(node.type, order, "output", slot)
             self.output_buffers.append(buffer)
-            leaf = isinstance(node.op, Input | Constant)
-            alias = isinstance(node.op, Reshape) and not only_ones_move(node)
-            if leaf or alias or id(node) in self.buffers:
+            alias = kind(node).reshape and not only_ones_move(node)
+            if kind(node).leaf or alias or id(node) in self.buffers:
                 self.copies.append((node, buffer))
             else:
                 self.buffers[id(node)] = buffer
 
     def _visit(self, node: Node) -> None:
-        if isinstance(node.op, Input):
-            return
-        if isinstance(node.op, Constant):
-            if not is_scalar_constant(node):
+        own = kind(node)
+        if own.leaf:
+            if isinstance(node.op, Constant) and not is_scalar_constant(node):
                 self.constants.append(node)
                 shape = node.type.shape
                 self.buffers[id(node)] = Buffer(
                     node.type, row_major(shape), "constant", len(self.constants) - 1
                 )
             return
-        for position in node.op.positions(*[i.type for i in node.inputs]):
-            self._check_kernel(node, *position)
-        if isinstance(node.op, Reshape) and not only_ones_move(node):
+        if own.checks:
+            for position in node.op.positions(*[i.type for i in node.inputs]):
+                self._check_kernel(node, *position)
+        if own.reshape and not only_ones_move(node):
             self._alias(node)
-        elif isinstance(node.op, Contract):
+            return
+        if own.contract:
             self._pack(node)
-        if id(node) in self.plan.chosen and not (
-            isinstance(node.op, Reshape) and not only_ones_move(node)
-        ):
+        if node in self.plan.chosen:
             self._kernel(node)
 
     def finish(self) -> None:
         """Copies of outputs that are inputs, views, or the same value twice."""
         for node, buffer in self.copies:
-            shape = node.type.shape
-            names, indices = self._indices(len(shape))
-            value = self._source(node, {}).at(*indices)
-            self._add(Kernel(buffer, names, value, node, shape))
+            self._add(Kernel(buffer, *self._copied(node), node, node.type.shape))
 
     def _alias(self, node: Node) -> None:
         """A reshape of a row-major buffer is the same memory."""
@@ -266,18 +284,11 @@ class Fusion:
         shape = node.type.shape
         strides = row_major(shape) if innermost is None else innermost_strides(shape, innermost)
         buffer = Buffer(node.type, strides, "temporary")
-        names, indices = self._indices(len(shape))
-        source = self._source(node, {})
-        if isinstance(node.op, Gather) and id(node) not in self.buffers:  # with its own positions
-            rows, places = (self._source(node.inputs[0], {}), node.inputs[1])
-            source = Source(node.type, node.op.lower(node.type, rows, self._unread(places)))
-        self._add(Kernel(buffer, names, source.at(*indices), node, shape))
+        value = self._copied(node)
+        if kind(node).gather and id(node) not in self.buffers:
+            value = self._gathered(node)
+        self._add(Kernel(buffer, *value, node, shape))
         return buffer
-
-    def _unread(self, node: Node) -> Source:
-        """A value computed where it is used, although it is in memory."""
-        inputs = isinstance(node.op, Input | Constant)
-        return self._source(node, {}) if inputs else Source(node.type, self._inlined(node, {}))
 
     def _pack(self, node: Node) -> None:
         """Where no side of a contraction moves by 1 along an output axis, one is turned round;
@@ -287,13 +298,20 @@ class Fusion:
         sides = (op.left, op.right)
         found = []
         for side in (1, 0):
+            given = node.inputs[side]
             for axis, letter in enumerate(sides[side]):
-                if letter in op.out and letter not in sides[1 - side]:
-                    found.append((side, axis, self._step(node.inputs[side], axis)))
-        found = [f for f in found if self._extent(node.inputs[f[0]], f[1]) > 1]
+                own = letter in op.out and letter not in sides[1 - side]
+                if own and self._extent(given, axis) > 1:
+                    found.append((side, axis, self._step(given, axis)))
         if not found:
             return
-        side, axis, step = min(found, key=lambda f: self._cost(node, *f))
+        out = self._ends_in(node)
+        order = None if out is None else out.strides
+        key = (op, *[i.type for i in node.inputs], *found, order)
+        choice = self.choices.get(key)
+        if choice is None:
+            choice = self.choices[key] = min(found, key=lambda f: self._cost(node, order, *f))
+        side, axis, step = choice
         self.along[id(node)] = op.out.index(sides[side][axis])
         if step != 1:
             self._pack_side(node, side, axis)
@@ -312,9 +330,11 @@ class Fusion:
         own = [d for c, d in zip(sides[1 - side], other, strict=True) if c not in sides[side]]
         return self.typical(product(own))
 
-    def _cost(self, node: Node, side: int, axis: int, step: Dimension | None) -> float:
+    def _cost(
+        self, node: Node, order: Shape | None, side: int, axis: int, step: Dimension | None
+    ) -> float:
         """Cycles to turn a side round, so that vectors lie along an axis of it, and to store
-        against the grain where that follows."""
+        against the grain where that follows; `order` are the strides of an output."""
         letter = (node.op.left, node.op.right)[side][axis]  # type: ignore[attr-defined]
         given = node.inputs[side]
         turning = 0.0 if step == 1 else 0.4 * self.typical(given.type.size)
@@ -322,16 +342,15 @@ class Fusion:
         extent = self._extent(given, axis)
         idle = size * (self.target.lanes / extent - 1.0) if extent < NARROW else 0.0
         place = node.op.out.index(letter)  # type: ignore[attr-defined]
-        out = self._ends_in(node)
-        if out is None:  # a temporary may lie as it is made
+        if order is None:  # a temporary may lie as it is made
             return turning + idle + (0.0 if place == node.type.rank - 1 else 1.5 * size)
-        return turning + idle + (0.0 if out.strides[place] == 1 else 10.0 * size)
+        return turning + idle + (0.0 if order[place] == 1 else 10.0 * size)
 
     def _ends_in(self, node: Node) -> Buffer | None:
         """The output that the kernel around a node writes, if it is one."""
         rank = node.type.rank
-        while id(node) not in self.plan.chosen:
-            node = self.plan.users[id(node)][0]
+        while node not in self.plan.chosen:
+            node = self.plan.users[node][0]
         found = self.buffers.get(id(node))
         return found if found is not None and len(found.strides) == rank else None
 
@@ -346,7 +365,7 @@ class Fusion:
             seen.add(id(inner))
             if id(inner) in self.along:
                 return innermost_strides(node.type.shape, self.along[id(inner)])
-            stack.extend(n for n in inner.inputs if id(n) not in self.plan.chosen)
+            stack.extend(n for n in inner.inputs if n not in self.plan.chosen)
         return row_major(node.type.shape)
 
     def _pack_side(self, node: Node, side: int, axis: int) -> None:
@@ -359,9 +378,9 @@ class Fusion:
         width = tile.columns * self.target.lanes
         near = depth * columns * given.type.dtype.bytes <= NEAR
         if columns <= width or near or isinstance(given.type.shape[axis], Dim):
-            self.packed[id(node), side] = self._copy(given, axis)
+            self.packed[node, side] = self._copy(given, axis)
         else:
-            self.packed[id(node), side] = self._panels(node, side, axis, width)
+            self.packed[node, side] = self._panels(node, side, axis, width)
 
     def _panels(self, node: Node, side: int, axis: int, width: int) -> Buffer:
         """Panels of `width` columns, each with all its terms: a tile reads one from end to end."""
@@ -384,13 +403,14 @@ class Fusion:
             steps = (*outer_steps, depth * width, *inner_steps, 1)
             part = TensorType(size, given.type.dtype)
             out = Buffer(part, steps, "temporary", base=memory, first=first * depth * width)
-            names, indices = self._indices(len(size))
+            indices = self._indices(len(size))
             place = dict(
                 zip([*batch, *terms], [*indices[: len(outer)], *indices[len(outer) + 1 : -1]])
             )
             place[axis] = (indices[len(outer)] + first) * width + indices[-1]
-            value = self._source(given, {}).at(*[place[n] for n in range(len(shape))])
-            self._add(Kernel(out, names, value, given, size))
+            how = ("panels", op, side, axis, width, first)
+            value = self._copied(given, how, [place[n] for n in range(len(shape))])
+            self._add(Kernel(out, *value, given, size))
         return Buffer(
             given.type, tuple(at[n] for n in range(len(shape))), "temporary",
             base=memory, panel=width, panel_step=depth - 1,
@@ -417,47 +437,119 @@ class Fusion:
             node = node.inputs[0]
         return self.buffers[id(node)].strides[axis]
 
-    def _indices(self, rank: int) -> tuple[tuple[str, ...], list[Expr]]:
-        names = tuple(f"i{n}" for n in range(rank))
-        return names, [k.index(n) for n in names]
+    def _indices(self, rank: int) -> list[Expr]:
+        return [k.index(n) for n in index_names(rank)]
 
     def _kernel(self, node: Node) -> None:
         shape = node.type.shape
         buffer = self.buffers.get(id(node))
         if buffer is None:
             buffer = Buffer(node.type, self._lying(node), "temporary")
-        names, indices = self._indices(len(shape))
-        value = self._lowered(node, {}, indices)
+        indices = self._indices(len(shape))
+        value = self._value("computed", node, lambda: self._lowered(node, {}, indices))
         self.buffers[id(node)] = buffer
-        self._add(Kernel(buffer, names, value, node, shape))
+        self._add(Kernel(buffer, *value, node, shape))
 
     def _check_kernel(self, node: Node, which: int, size: Dimension, what: str) -> None:
         """The first position outside its axis stops the call before anything is written."""
         positions = node.inputs[which]
         shape = positions.type.shape
-        names, indices = self._indices(len(shape))
-        value = k.cast(self._source(positions, {}).at(*indices), i64)
+        indices = self._indices(len(shape))
+
+        def position() -> Expr:
+            return k.cast(self._source(positions, {}).at(*indices), i64)
+
+        value = self._value("position", positions, position)
         place = Buffer(TensorType((2,), i64), (1,), "check", len(self.checks), first=0)
         self.checks.append(Check(what, size, node.where))
-        self._add(Kernel(place, names, value, node, shape, limit=size))
+        self._add(Kernel(place, *value, node, shape, limit=size))
 
     def _add(self, kernel: Kernel) -> None:
-        for e in k.walk([kernel.value]):
-            if e.op == "load" and e.attr not in kernel.reads:
-                kernel.reads.append(e.attr)
+        self.written.add(kernel.out)
         self.kernels.append(kernel)
+
+    # ---- values that are lowered once ------------------------------------------------------
+
+    def _copied(
+        self, node: Node, how: Any = "copied", indices: list[Expr] | None = None
+    ) -> tuple[Form, list[Buffer]]:
+        """A value at the indices of the kernel, or at those that `how` stands for."""
+        at = self._indices(node.type.rank) if indices is None else indices
+        return self._value(how, node, lambda: self._source(node, {}).at(*at))
+
+    def _gathered(self, node: Node) -> tuple[Form, list[Buffer]]:
+        """Rows with their own positions, which are computed although they are in memory."""
+        rows, places = node.inputs
+        unread = None if kind(places).leaf else places
+
+        def lower() -> Expr:
+            own = self._source(places, {})
+            if unread is not None:
+                own = Source(places.type, self._inlined(places, {}))
+            found = node.op.lower(node.type, self._source(rows, {}), own)
+            return found(*self._indices(node.type.rank))
+
+        return self._value("gathered", node, lower, unread)
+
+    def _value(
+        self, how: Any, node: Node, lower: Callable[[], Expr], unread: Node | None = None
+    ) -> tuple[Form, list[Buffer]]:
+        """What a kernel writes, and the buffers that it reads: lowered, or as a kernel before it
+        that computes the same of buffers that lie alike. `unread` is computed although it has
+        memory."""
+        computed = {node, unread} if how in ("computed", "gathered") else set()
+        parts, leaves = self._signature(node, computed)
+        key = (how, *parts)
+        form = self.forms.get(key)
+        if form is None:
+            form = self.forms[key] = Form(lower(), leaves)
+        return form, [leaves[n] for n in form.reads]
+
+    def _signature(self, root: Node, computed: set[Node | None]) -> tuple[list[Any], list[Buffer]]:
+        """All that the value of a node depends on, and what has memory under it; `computed` are
+        nodes that are computed although they have memory."""
+        parts: list[Any] = []
+        number: dict[Any, int] = {}
+        leaves: list[Buffer] = []
+
+        def leaf(buffer: Buffer) -> int:
+            if buffer not in number:
+                leaves.append(buffer)
+                number[buffer] = len(parts)
+                parts.append((buffer.type, buffer.strides, buffer.panel, buffer.panel_step))
+            return number[buffer]
+
+        def visit(node: Node) -> int:
+            if node in number:
+                return number[node]
+            buffer = None if node in computed else self._memory(node)
+            if buffer is not None:
+                return leaf(buffer)
+            sides = [
+                leaf(self.packed[node, side]) if (node, side) in self.packed else visit(n)
+                for side, n in enumerate(node.inputs)
+            ]
+            number[node] = len(parts)
+            parts.append((node.op, node.type, *sides))
+            return number[node]
+
+        visit(root)
+        return parts, leaves
+
+    def _memory(self, node: Node) -> Buffer | None:
+        """Where a value lies, if it does already."""
+        buffer = self.buffers.get(id(node))
+        written = buffer is None or buffer.kind != "output" or buffer in self.written
+        return buffer if written else None
 
     # ---- expressions -----------------------------------------------------------------------
 
     def _source(self, node: Node, memo: dict[Any, Expr]) -> Source:
-        buffer = self.buffers.get(id(node))
         if is_scalar_constant(node):
             value = node.op.array(node.type).reshape(-1)[0]  # type: ignore[attr-defined]
             return Source(node.type, lambda *i: k.const(value, node.type.dtype))
-        computed = buffer is not None and (
-            buffer.kind != "output" or any(kernel.out is buffer for kernel in self.kernels)
-        )
-        if buffer is not None and computed:
+        buffer = self._memory(node)
+        if buffer is not None:
             found = buffer
             return Source(node.type, lambda *i: k.load(found, i, node.type.dtype))
         return Source(node.type, self._inlined(node, memo))
@@ -475,7 +567,7 @@ class Fusion:
     def _lowered(self, node: Node, memo: dict[Any, Expr], indices: Any) -> Expr:
         sources = []
         for side, given in enumerate(node.inputs):
-            packed = self.packed.get((id(node), side))
+            packed = self.packed.get((node, side))
             if packed is not None:
                 sources.append(self._buffer_source(packed))
             else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from diptych.dtypes import Dimension, DType, Shape, TensorType
 from diptych.graph.node import Node
 from diptych.kernel.expr import Expr, walk
+from diptych.lazy import lazy
 
 
 @dataclass(eq=False)
@@ -46,22 +47,99 @@ class Buffer:
         return self.type.size * self.dtype.bytes
 
 
-@dataclass(eq=False)
+class Form:
+    """The value of kernels that are lowered alike. Its loads are of the buffers of the first one;
+    another's stand in the same places of its own list."""
+
+    def __init__(self, value: Expr, buffers: Sequence[Buffer]) -> None:
+        self.value = value
+        place = {b: n for n, b in enumerate(buffers)}
+        loads = [e for e in walk([value]) if e.op == "load"]
+        self.reads = list(dict.fromkeys(place[e.attr] for e in loads))  # in the order of loads
+        self.buffers = [buffers[n] for n in self.reads]
+        self.known: dict[Hashable, Hashable] = {}  # structures of its kernels
+        self.own: dict[Hashable, bool] = {}  # what `reads_only_own_place` found
+
+    @lazy
+    def parts(self) -> tuple[Hashable, ...]:
+        """The value as one key, with loops and buffers numbered."""
+        names: dict[str, int] = {}
+        seen: dict[Expr, int] = {}
+        place = {b: n for n, b in enumerate(self.buffers)}
+        parts: list[Hashable] = []
+        for e in walk([self.value]):
+            attr: Any = e.attr
+            if e.op == "const":
+                attr = attr.tobytes()
+            elif e.op == "load":
+                attr = place[attr]
+            elif e.op == "index":
+                attr = attr if attr[0] == "i" else names.setdefault(attr, len(names))
+            elif e.op == "fold":
+                loops = tuple((names.setdefault(p.name, len(names)), p.extent) for p in attr[1])
+                attr = (attr[0], loops)
+            seen[e] = len(parts)
+            parts.append((e.op, e.dtype.name, attr, *[seen[a] for a in e.args]))
+        return tuple(parts)
+
+    def reads_only_own_place(self, n: int, shape: Shape) -> bool:
+        """Whether every read of the n-th buffer is of the element about to be written."""
+        key = (n, shape)
+        if key not in self.own:
+            self.own[key] = self._reads_only_own_place(self.buffers[n], shape)
+        return self.own[key]
+
+    def _reads_only_own_place(self, buffer: Buffer, shape: Shape) -> bool:
+        indices = index_names(len(shape))
+        for e in walk([self.value]):
+            if e.op == "load" and e.attr is buffer:
+                own = [
+                    (a.op == "index" and a.attr == i) or d == 1
+                    for a, i, d in zip(e.args, indices, shape, strict=False)
+                ]
+                if len(e.args) != len(indices) or not all(own):
+                    return False
+            if e.op == "fold" and any(a.attr is buffer for a in walk(e.args) if a.op == "load"):
+                return False
+        return True
+
+
 class Kernel:
     """out[indices] = value for all indices below the shape of `out`.
 
     A check kernel has `limit` instead: its value (an i64 position) must lie in 0 .. limit - 1.
     """
 
-    out: Buffer
-    indices: tuple[str, ...]
-    value: Expr
-    node: Node
-    shape: Shape
-    reads: list[Buffer] = field(default_factory=list)
-    limit: Dimension | None = None
+    def __init__(
+        self,
+        out: Buffer,
+        form: Form,
+        reads: list[Buffer],
+        node: Node,
+        shape: Shape,
+        limit: Dimension | None = None,
+    ) -> None:
+        """`reads` stand in the places of the form's own buffers."""
+        self.out, self.form, self.reads = out, form, reads
+        self.node, self.shape, self.limit = node, shape, limit
 
     @property
+    def indices(self) -> tuple[str, ...]:
+        return index_names(len(self.shape))
+
+    @lazy
+    def value(self) -> Expr:
+        if all(a is b for a, b in zip(self.reads, self.form.buffers, strict=True)):
+            return self.form.value
+        own = dict(zip(self.form.buffers, self.reads, strict=True))
+        new: dict[Expr, Expr] = {}
+        for e in walk([self.form.value]):
+            args = tuple([new[a] for a in e.args])
+            attr = own[e.attr] if e.op == "load" else e.attr
+            new[e] = Expr(e.op, args, e.dtype, attr) if args or e.op == "load" else e
+        return new[self.form.value]
+
+    @lazy
     def buffers(self) -> list[Buffer]:
         """What it reads and writes, each once, in the order of its arguments."""
         return list(dict.fromkeys([*self.reads, self.out]))
@@ -81,34 +159,31 @@ class Rows(NamedTuple):
     units: int
 
 
+def index_names(rank: int) -> tuple[str, ...]:
+    """The indices of a kernel over so many axes."""
+    return tuple([f"i{n}" for n in range(rank)])
+
+
 def structure(kernel: Kernel) -> Hashable:
     """Equal for kernels that differ only in where their buffers are, which share their code."""
-    buffers = kernel.buffers
-    number = {id(b): n for n, b in enumerate(buffers)}
     roots: dict[Any, int] = {}
-    forms = []
-    for b in buffers:
+    memory = []
+    for b in kernel.buffers:
         root = b.root
-        place = id(root) if root.kind == "temporary" else root.slot
-        memory = roots.setdefault((root.kind == "temporary", place), len(roots))
-        forms.append((memory, b.dtype.name, b.strides, b.type.size, b.panel, b.panel_step))
-    names: dict[str, int] = {name: n for n, name in enumerate(kernel.indices)}
-    seen: dict[int, int] = {}
-    parts: list[Hashable] = []
-    for e in walk([kernel.value]):
-        attr: Any = e.attr
-        if e.op == "const":
-            attr = attr.tobytes()
-        elif e.op == "load":
-            attr = number[id(attr)]
-        elif e.op == "index":
-            attr = names.setdefault(attr, len(names))
-        elif e.op == "fold":
-            loops = tuple((names.setdefault(p.name, len(names)), p.extent) for p in attr[1])
-            attr = (attr[0], loops)
-        seen[id(e)] = len(parts)
-        parts.append((e.op, e.dtype.name, attr, *[seen[id(a)] for a in e.args]))
-    return kernel.shape, kernel.limit, number[id(kernel.out)], tuple(forms), tuple(parts)
+        place = root if root.kind == "temporary" else root.slot
+        memory.append(roots.setdefault(place, len(roots)))
+    out = kernel.out
+    key = (tuple(memory), kernel.limit, out.dtype, out.strides, out.panel, out.panel_step)
+    found = kernel.form.known.get(key)
+    if found is None:
+        number = kernel.buffers.index(kernel.out)
+        forms = tuple(
+            (m, b.dtype.name, b.strides, b.type.size, b.panel, b.panel_step)
+            for m, b in zip(memory, kernel.buffers, strict=True)
+        )
+        found = kernel.shape, kernel.limit, number, forms, kernel.form.parts
+        kernel.form.known[key] = found
+    return found
 
 
 def row_major(shape: Shape) -> Shape:

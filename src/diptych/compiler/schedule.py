@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 
 from diptych.compiler.fuse import Fusion
-from diptych.compiler.kernels import Buffer, Kernel
+from diptych.compiler.kernels import Buffer, Form, Kernel
 from diptych.kernel import expr as k
 
 
@@ -51,27 +51,18 @@ def _through_temporary(kernel: Kernel, buffer: Buffer, old: Buffer) -> Kernel:
     target = Buffer(buffer.type, old.strides, "input", old.slot)
     buffer.kind, buffer.slot = "temporary", -1
     indices = [k.index(n) for n in kernel.indices]
-    value = k.load(buffer, indices, buffer.dtype)
-    return Kernel(target, kernel.indices, value, kernel.node, kernel.shape, [buffer])
+    form = Form(k.load(buffer, indices, buffer.dtype), [buffer])
+    return Kernel(target, form, [buffer], kernel.node, kernel.shape)
 
 
 def _reads_only_own_place(kernel: Kernel, old: Buffer) -> bool:
     """Every read of the old value in the kernel is of the element about to be written."""
-    for e in k.walk([kernel.value]):
-        if e.op == "load" and e.attr.root is old.root:
-            own = [
-                (a.op == "index" and a.attr == n) or (d == 1)
-                for a, n, d in zip(e.args, kernel.indices, kernel.shape, strict=False)
-            ]
-            if e.attr is not old or len(e.args) != len(kernel.indices) or not all(own):
-                return False
-        if e.op == "fold" and _fold_reads(e, old):
+    for n, buffer in enumerate(kernel.reads):
+        if buffer.root is old.root and not (
+            buffer is old and kernel.form.reads_only_own_place(n, kernel.shape)
+        ):
             return False
     return True
-
-
-def _fold_reads(fold: k.Expr, old: Buffer) -> bool:
-    return any(e.op == "load" and e.attr.root is old.root for e in k.walk(fold.args))
 
 
 class Flow:

@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
-from diptych.graph.node import Constant, Graph, Node
-from diptych.ops.base import Composite, inline
+from collections.abc import Sequence
+
+from diptych.graph.node import Constant, Graph, Node, Where
+from diptych.ops.base import Composite
+
+NOTHING = ("identity", "stop_gradient")  # operators that give what they are given
 
 
 class _Rewriter:
-    """Old nodes to new ones; `alive` keeps the old ones, whose ids are keys."""
+    """New nodes, each value computed once."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.new: dict[int, Node] = {id(i): i for i in graph.inputs}
+    def __init__(self) -> None:
         self.known: dict[object, Node] = {}
-        self.alive: list[Node] = list(graph.inputs)
 
-    def rewrite(self, root: Node) -> Node:
-        stack = [(root, False)]
-        while stack:
-            node, ready = stack.pop()
-            if id(node) in self.new:
-                continue
-            self.alive.append(node)
-            if not ready:
-                stack.append((node, True))
-                stack.extend((i, False) for i in reversed(node.inputs))
-            else:
-                self.new[id(node)] = self.one(node, [self.new[id(i)] for i in node.inputs])
-        return self.new[id(root)]
-
-    def one(self, node: Node, inputs: list[Node]) -> Node:
-        if isinstance(node.op, Composite):
-            for given in inputs:  # new nodes stand for themselves inside the body
-                self.new[id(given)] = given
-                self.alive.append(given)
-            return self.rewrite(inline(node, inputs))
-        if node.op.name in ("identity", "stop_gradient"):
+    def one(self, node: Node, inputs: Sequence[Node], where: Where) -> Node:
+        """What computes a node from new inputs; all of it carries one line."""
+        op = node.op
+        if isinstance(op, Composite):
+            body = op.body(*[i.type for i in inputs])
+            new = dict(zip(body.inputs, inputs, strict=True))
+            for inner in body.nodes:
+                if inner not in new:
+                    new[inner] = self.one(inner, [new[i] for i in inner.inputs], where)
+            return new[body.outputs[0]]
+        if op.name in NOTHING:
             return inputs[0]
-        key = (type(node.op), node.op, node.type, tuple(id(i) for i in inputs))
+        key = (type(op), op, node.type, *map(id, inputs))
         found = self.known.get(key)
         if found is None:
-            found = Node(node.op, tuple(inputs), node.type, node.where, label=node.label)
-            self.known[key] = found
+            found = self.known[key] = Node(op, tuple(inputs), node.type, where, label=node.label)
         return found
 
 
 def simplify(graph: Graph) -> Graph:
     """The graph in primitives, each value computed once; source lines are carried along."""
-    rewriter = _Rewriter(graph)
-    return Graph(graph.inputs, tuple(rewriter.rewrite(o) for o in graph.outputs))
+    rewriter = _Rewriter()
+    new: dict[Node, Node] = {i: i for i in graph.inputs}
+    for node in graph.nodes:
+        if node not in new:
+            new[node] = rewriter.one(node, [new[i] for i in node.inputs], node.where)
+    return Graph(graph.inputs, tuple(new[o] for o in graph.outputs))
 
 
 def is_scalar_constant(node: Node) -> bool:

@@ -7,7 +7,7 @@ fetch it from memory for every tile: a weight gradient over a batch of 16384 is 
 
 from __future__ import annotations
 
-from diptych.graph.node import Graph, Node, walk
+from diptych.graph.node import Graph, Node
 from diptych.ops.contract import Contract
 from diptych.ops.reduce import BLOCK, Sum
 from diptych.ops.shape import Reshape
@@ -18,9 +18,10 @@ MOST = 1 << 26  # bytes of the products, which are written and read
 
 def split_long(graph: Graph) -> Graph:
     """The graph with its long contractions, whose sizes are known, in blocks."""
-    known = {id(i) for i in graph.inputs}
+    if not any(isinstance(node.op, Contract) and _is_long(node) for node in graph.nodes):
+        return graph
     new: dict[int, Node] = {}
-    for node in walk(graph.outputs, stop=lambda n: id(n) in known):
+    for node in graph.nodes:
         inputs = tuple(new[id(i)] for i in node.inputs)
         if isinstance(node.op, Contract) and _is_long(node):
             new[id(node)] = _in_blocks(node, inputs)
@@ -34,14 +35,13 @@ def split_long(graph: Graph) -> Graph:
 def _is_long(node: Node) -> bool:
     op = node.op
     assert isinstance(op, Contract)
-    sizes = op.sizes(*[i.type for i in node.inputs])
     if len(op.over) != 1 or op.over not in op.left or op.over not in op.right:
         return False
-    terms, size = sizes[op.over], node.type.size
-    if not isinstance(terms, int) or not isinstance(size, int):
+    terms, size = node.inputs[0].type.shape[op.left.index(op.over)], node.type.size
+    if not isinstance(terms, int) or terms % BLOCK or not isinstance(size, int):
         return False
-    blocks, rest = divmod(terms, BLOCK)
-    return rest == 0 and blocks >= LONG and 0 < blocks * size * node.type.dtype.bytes <= MOST
+    blocks = terms // BLOCK
+    return blocks >= LONG and 0 < blocks * size * node.type.dtype.bytes <= MOST
 
 
 def _in_blocks(node: Node, inputs: tuple[Node, ...]) -> Node:

@@ -12,7 +12,7 @@ from diptych.compiler.affine import Affine, offset, step_along
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.kernels import Kernel
 from diptych.compiler.scalars import llvm_type
-from diptych.compiler.sizes import SizeTable, typical
+from diptych.compiler.sizes import SizeTable, Units, typical
 from diptych.compiler.target import Target
 from diptych.dtypes import Dim, Dimension, bool_, i64, product
 
@@ -50,7 +50,9 @@ class TransposeEmitter(KernelEmitter):
         rest = (n for n, d in enumerate(kernel.shape) if d != 1 and n not in axes)
         self.outer = sorted(rest, key=lambda n: -self.sizes.typical(kernel.out.strides[n]))
         self.strips = (kernel.shape[self.read], self.width)
-        self.divided = -1, (*((kernel.shape[n], 1) for n in self.outer), self.strips)
+
+    def units(self) -> Units:
+        return (*((self.kernel.shape[n], 1) for n in self.outer), self.strips)
 
     def work(self) -> tuple[Dimension, int]:
         return product(self.kernel.shape), PARALLEL_ELEMENTS

@@ -28,8 +28,8 @@ from diptych.dtypes import symbols
 from diptych.errors import DeviceError, FeedError, MissingExtraError
 from diptych.formats.program import prune
 from diptych.graph.rewrite import specialise
-from diptych.runtime.code import host_target, object_code
 from diptych.runtime.files import write_whole
+from diptych.runtime.llvm import host_target, object_code
 from diptych.static.program import Program
 from diptych.tensor import Tensor
 

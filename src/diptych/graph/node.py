@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ class Operator(ABC):
         return True
 
     def attributes(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return dict(vars(self))
 
 
 class Leaf(Operator):
@@ -170,21 +170,22 @@ def constant_node(value: Any, dtype: DType = f32, where: Where = NOWHERE) -> Nod
     return Node(Constant(array.tobytes()), (), TensorType(shape, as_dtype(dtype)), where)
 
 
-def walk(roots: Iterable[Node], stop: Callable[[Node], bool] = lambda _: False) -> list[Node]:
+def walk(roots: Iterable[Node], stop: Callable[[Node], bool] | None = None) -> list[Node]:
     """All nodes under the roots, inputs before users, each once; does not go past `stop`."""
     order: list[Node] = []
-    seen: set[int] = set()
-    stack: list[tuple[Node, bool]] = [(r, False) for r in roots]
+    seen: set[Node] = set()
+    stack: list[Node | None] = list(roots)
     stack.reverse()
     while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            if not stop(node):
-                stack.extend((i, False) for i in reversed(node.inputs) if id(i) not in seen)
+        node = stack.pop()
+        if node is None:  # what stands under it follows all its inputs
+            order.append(stack.pop())  # type: ignore[arg-type]
+        elif node not in seen:
+            seen.add(node)
+            if node.inputs and (stop is None or not stop(node)):
+                stack += (node, None, *node.inputs[::-1])
+            else:
+                order.append(node)
     return order
 
 
@@ -194,18 +195,15 @@ class Graph:
 
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
+    nodes: list[Node] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        known = {id(i) for i in self.inputs}
+        known = set(self.inputs)
+        object.__setattr__(self, "nodes", walk(self.outputs, stop=known.__contains__))
         for node in self.nodes:
-            if isinstance(node.op, Input) and id(node) not in known:
+            if not node.inputs and isinstance(node.op, Input) and node not in known:
                 raise GraphError(
                     "a graph may read only its own inputs",
                     f"{node!r} is read and is not among them",
                     "add it to the inputs",
                 )
-
-    @property
-    def nodes(self) -> list[Node]:
-        known = {id(i) for i in self.inputs}
-        return walk(self.outputs, stop=lambda n: id(n) in known)

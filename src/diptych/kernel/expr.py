@@ -250,16 +250,18 @@ def fold(kind: str, loops: Sequence[Loop], *args: Expr) -> Expr:
 def walk(roots: Sequence[Expr]) -> list[Expr]:
     """Every expression under the roots, operands first, each once; iterative."""
     order: list[Expr] = []
-    seen: set[int] = set()
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    seen: set[Expr] = set()
+    stack: list[Expr | None] = list(reversed(roots))
     while stack:
-        expr, ready = stack.pop()
-        if ready:
-            order.append(expr)
-        elif id(expr) not in seen:
-            seen.add(id(expr))
-            stack.append((expr, True))
-            stack.extend((a, False) for a in reversed(expr.args) if id(a) not in seen)
+        expr = stack.pop()
+        if expr is None:  # what stands under it follows all its operands
+            order.append(stack.pop())  # type: ignore[arg-type]
+        elif expr not in seen:
+            seen.add(expr)
+            if expr.args:
+                stack += (expr, None, *expr.args[::-1])
+            else:
+                order.append(expr)
     return order
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import index
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -16,6 +16,7 @@ from diptych.errors import DiptychError, DtypeError, GraphError, InternalError, 
 from diptych.graph.node import Graph, Node, Operand, Operator, Source, input_node, walk
 from diptych.graph.record import GRAPH, current, recording
 from diptych.kernel.expr import Expr
+from diptych.lazy import lazy
 from diptych.size import has_size, without_notes
 
 Handle = Any  # a Node in rules and bodies, a Tensor in the panels
@@ -200,6 +201,7 @@ class Composite(Operator):
 
     operator: CompositeOperator
     values: tuple[Any, ...]
+    bodies: dict[tuple[TensorType, ...], Graph] = field(init=False, repr=False)
     name: ClassVar[str] = "composite"
 
     __eq__ = object.__eq__
@@ -207,12 +209,16 @@ class Composite(Operator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.operator.name)
+        object.__setattr__(self, "bodies", {})
 
     def attributes(self) -> dict[str, Any]:
         return dict(zip(self.operator.attribute_names, self.values, strict=True))
 
     def body(self, *inputs: TensorType) -> Graph:
-        return self.operator.body(self.values, inputs)
+        found = self.bodies.get(inputs)
+        if found is None:
+            found = self.bodies[inputs] = self.operator.body(self.values, inputs)
+        return found
 
     def infer(self, *inputs: TensorType) -> TensorType:
         return self.body(*inputs).outputs[0].type
@@ -309,7 +315,7 @@ class CompositeOperator:
         ]
         return self.bound(tuple(values)), tensors
 
-    @functools.cached_property
+    @lazy
     def plain(self) -> Composite:
         """The call without attributes."""
         return self.bound(tuple(self.defaults.values()))
@@ -414,7 +420,7 @@ def inline(node: Node, inputs: Sequence[Node]) -> Node:
     assert isinstance(node.op, Composite)
     body = node.op.body(*[i.type for i in inputs])
     new: dict[int, Node] = {id(p): i for p, i in zip(body.inputs, inputs, strict=True)}
-    for inner in walk(body.outputs):
+    for inner in body.nodes:
         if id(inner) in new:
             continue
         operands = tuple(new[id(i)] for i in inner.inputs)

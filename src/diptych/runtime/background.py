@@ -1,7 +1,7 @@
 """One thread that makes machine code while Python goes on: LLVM works outside the interpreter lock.
 
-The thread ends when nothing waits, and is started anew at need. At exit it stops between two steps
-of LLVM, for the process must not end inside one; a child of a fork goes on with what waited.
+The thread ends when nothing waits, and is started anew at need. At exit it stops after the module
+that LLVM is at, for the process must not end inside it; a child of a fork goes on with what waited.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ import atexit
 import contextlib
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-
-PAUSE = 0.001  # seconds between two steps of LLVM, in which others get its lock
 
 
 class Job:
@@ -86,11 +83,9 @@ def finish() -> None:
 
 
 def between() -> None:
-    """What the thread calls between two steps: others go first, and the end of the process."""
-    if threading.current_thread() is _worker:
-        time.sleep(PAUSE)
-        if _closing:
-            raise _Stopped
+    """What the thread calls between two modules: the end of the process goes first."""
+    if threading.current_thread() is _worker and _closing:
+        raise _Stopped
 
 
 def _make(job: Job) -> None:

@@ -6,17 +6,22 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from diptych import config
-from diptych.compiler.target import Target, describe
+from diptych.compiler.target import Target
 from diptych.errors import PACKAGE
+from diptych.lazy import lazy
 from diptych.runtime.files import write_whole
+from diptych.runtime.llvm import INSIDE, USUAL, binding, new_machine, objects
+from diptych.runtime.llvm import assembly as assembly
+from diptych.runtime.llvm import host_target as host_target
 
 _lock = threading.Lock()
 _serial = 0
-MAGIC = b"diptych object 4\n"  # another number where other code is made of the same text
+MAGIC = b"diptych object 5\n"  # another number where other code is made of the same text
 
 
 def sha256(data: bytes) -> bytes:
@@ -26,106 +31,44 @@ def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-@lru_cache(maxsize=1)
-def _llvm() -> Any:
-    """llvmlite's binding, imported at the first compile and not before."""
-    import llvmlite.binding
-
-    llvmlite.binding.initialize_native_target()
-    llvmlite.binding.initialize_native_asmprinter()
-    return llvmlite.binding
+Texts = Callable[[], Sequence[str]]  # what makes the modules of some code
 
 
-@lru_cache(maxsize=8)
-def host_target(name: str) -> Target:
-    """The description of this machine, or of less than it."""
-    llvm = _llvm()
-    return describe(
-        name,
-        llvm.get_process_triple(),
-        llvm.get_host_cpu_name(),
-        dict(llvm.get_host_cpu_features()),
-    )
-
-
-@lru_cache(maxsize=8)
-def _machine(target: Target) -> Any:
-    llvm = _llvm()
-    if target.triple != llvm.get_process_triple():  # code for another machine, to be written out
-        llvm.initialize_all_targets()
-        llvm.initialize_all_asmprinters()
-    found = llvm.Target.from_triple(target.triple)
-    return found.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="default"
-    )
-
-
-def object_code(text: str, target: Target, between: Callable[[], None] = lambda: None) -> bytes:
-    """Optimise and translate one module; no pass here may change a bit. `between` is called outside
-    of the lock, where others may go first, and may raise."""
-    with _lock:
-        module = _optimised(text, target)
-    between()
-    with _lock:  # what LLVM made ends inside the lock, which a fork waits for
-        made = bytes(_machine(target).emit_object(module))
-        del module
-    return made
-
-
-def _optimised(text: str, target: Target) -> Any:
-    """A module after three passes. The text has its common subexpressions found, its loops tiled
-    and unrolled: LLVM's whole pipeline takes seven times as long and makes no faster code of it."""
-    llvm = _llvm()
-    module = llvm.parse_assembly(text)
-    module.verify()
-    builder = llvm.create_pass_builder(_machine(target), llvm.create_pipeline_tuning_options())
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_instruction_combine_pass()
-    passes.add_loop_rotate_pass()
-    passes.add_simplify_cfg_pass()
-    passes.run(module, builder)
-    return module
-
-
-Text = str | Callable[[], str]  # a module, or what makes it
-
-
-def _path(text: Text, target: Target, known_as: str) -> str | None:
-    """Where the cache has the object code of a module, or will have it."""
-    folder = config.cache_folder()
-    if folder is None:
-        return None
-    versions = f"{_llvm().llvm_version_info} {target}\n"
-    named = f"{_compiler()}\n{known_as}" if known_as else _made(text)
-    key = sha256((versions + named).encode()).hex()
-    return os.path.join(folder, key[:2], f"{key}.o")
-
-
-def is_stored(text: Text, target: Target, known_as: str = "") -> bool:
-    """Whether object code need not be made."""
-    path = _path(text, target, known_as)
-    return path is not None and os.path.exists(path)
-
-
-def cached_object(
-    text: Text, target: Target, known_as: str = "", between: Callable[[], None] = lambda: None
-) -> tuple[bytes, bool]:
-    """Object code from the cache, or made and put there; and whether it was made.
-
-    The key is the text; or `known_as`, from which the compiler makes the text, and the compiler.
+@dataclass(frozen=True)
+class Source:
+    """Modules that are one piece of code: what makes their texts, and what the object code is kept
+    under, which is the texts, or `known_as`, from which the compiler makes them, and the compiler.
     """
-    path = _path(text, target, known_as)
-    found = None if path is None else _read(path)
-    if found is not None:
-        return found, False
-    made = object_code(_made(text), target, between)
-    if path is not None:
-        _write(path, made)
-    return made, True
 
+    texts: Texts
+    target: Target
+    known_as: str = ""
+    level: int = USUAL
 
-def _made(text: Text) -> str:
-    return text if isinstance(text, str) else text()
+    @lazy
+    def path(self) -> str | None:
+        """Where the cache has the object code, or will have it."""
+        folder = config.cache_folder()
+        if folder is None:
+            return None
+        versions = f"{binding().llvm_version_info} {self.target} {self.level}\n"
+        known = f"{_compiler()}\n{self.known_as}" if self.known_as else "\n".join(self.texts())
+        key = sha256((versions + known).encode()).hex()
+        return os.path.join(folder, key[:2], f"{key}.o")
+
+    def is_stored(self) -> bool:
+        """Whether object code need not be made."""
+        return self.path is not None and os.path.exists(self.path)
+
+    def objects(self, threads: int, between: Callable[[], None]) -> tuple[list[bytes], bool]:
+        """Object code from the cache, or made and put there; and whether it was made."""
+        found = None if self.path is None else _read(self.path)
+        if found is not None:
+            return found, False
+        made = objects(self.texts(), self.target, self.level, threads, between)
+        if self.path is not None:
+            _write(self.path, made)
+        return made, True
 
 
 @lru_cache(maxsize=1)
@@ -142,7 +85,7 @@ def _compiler() -> str:
     return sha256(b"\0".join(contents)).hex()
 
 
-def _read(path: str) -> bytes | None:
+def _read(path: str) -> list[bytes] | None:
     """A whole entry of the cache, or None where it is missing or damaged."""
     try:
         with open(path, "rb") as file:
@@ -154,11 +97,19 @@ def _read(path: str) -> bytes | None:
         data[len(MAGIC) : len(MAGIC) + 32],
         data[len(MAGIC) + 32 :],
     )
-    return body if head == MAGIC and sha256(body) == digest else None
+    if head != MAGIC or sha256(body) != digest:
+        return None
+    found = []
+    while body:
+        size = int.from_bytes(body[:8], "little")
+        found.append(body[8 : 8 + size])
+        body = body[8 + size :]
+    return found
 
 
-def _write(path: str, body: bytes) -> None:
+def _write(path: str, made: Sequence[bytes]) -> None:
     """A cache that cannot be written (no rights, disk full) only costs time."""
+    body = b"".join(len(m).to_bytes(8, "little") + m for m in made)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write_whole(path, MAGIC + sha256(body) + body, flush=False)  # the digest tells what is lost
@@ -168,27 +119,31 @@ def _write(path: str, body: bytes) -> None:
 
 class Code:
     """Loaded machine code: each function takes two pointers (the table and the arena) and returns
-    a code; those named in `counted` also take a number. `known_as` as in `cached_object`."""
+    a code; those named in `counted` also take a number. `threads` and `between` as in `objects`."""
 
     def __init__(
         self,
-        text: Text,
+        source: str | Source,
         target: Target,
         entries: Sequence[str],
         counted: Sequence[str] = (),
-        known_as: str = "",
+        threads: int = 1,
         between: Callable[[], None] = lambda: None,
     ) -> None:
         global _serial
-        data, self.compiled = cached_object(text, target, known_as, between)
-        self.size = len(data)
-        with _lock:
+        if isinstance(source, str):
+            text = source
+            source = Source(lambda: [text], target)
+        made, self.compiled = source.objects(threads, between)
+        with _lock, INSIDE:
             _serial += 1
-            builder = _llvm().JITLibraryBuilder().add_object_img(data)
+            builder = binding().JITLibraryBuilder()
+            for data in made:
+                builder = builder.add_object_img(data)
             for name in (*entries, *counted):
                 builder = builder.export_symbol(name)
             self._library = builder.add_current_process().link(_jit(), f"diptych{_serial}")
-            del builder  # what LLVM made ends inside the lock
+            del builder  # what LLVM made ends inside
         two = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         three = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
         self.functions: dict[str, Callable[..., int]] = {
@@ -203,18 +158,19 @@ class Code:
 
 @lru_cache(maxsize=1)
 def _jit() -> Any:
-    return _llvm().create_lljit_compiler(_machine(host_target("native")), use_jit_link=False)
+    return binding().create_lljit_compiler(_jit_machine(), use_jit_link=False)
 
 
-def assembly(text: str, target: Target) -> str:
-    """The machine code of a module as assembly text."""
-    with _lock:
-        return str(_machine(target).emit_assembly(_optimised(text, target)))
+@lru_cache(maxsize=1)
+def _jit_machine() -> Any:
+    return new_machine(host_target("native"))
 
 
-if hasattr(os, "register_at_fork"):  # a fork inside LLVM would leave its locks taken in the child
-    os.register_at_fork(
-        before=lambda: _lock.acquire() and None,
-        after_in_parent=lambda: _lock.release(),
-        after_in_child=lambda: _lock.release(),
-    )
+def _forked() -> None:
+    """In a child of a fork no other thread holds the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from diptych import engine
+from diptych import engine, tiers
 from diptych.dtypes import Dim, as_dtype
 from diptych.engine import element_strides
 from diptych.errors import FeedError
@@ -224,7 +224,7 @@ class Plan:
         self.graph = Graph(tuple(inputs), tuple(roots))
         own = {id(p): len(self.feeds) + n for n, p in enumerate(self.state)}
         self.slots = [own.get(id(p)) for p, *_ in self.updates]  # the input that an update replaces
-        self.family = engine.Family(self.graph)
+        self.family = engine.Family(self.graph, tiers.compile)
         self.assigned = [p for p, *_ in self.updates]
         self.names = [f.name for f in self.feeds]
         # Of the last feed that was checked: what is like it needs no check.

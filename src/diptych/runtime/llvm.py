@@ -1,0 +1,209 @@
+"""LLVM text to object code, in as many threads as ask.
+
+llvmlite lets one thread at a time into LLVM, and holds others up for as long as LLVM makes code.
+Its two long calls are therefore made past that lock: every module here has a context, and every
+thread at work a machine, of its own, which is all that LLVM asks of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import Thread
+from typing import Any
+
+from diptych.compiler.target import Target, describe
+
+HASTE, USUAL = 0, 2  # levels of LLVM's code generator
+
+
+@lru_cache(maxsize=1)
+def binding() -> Any:
+    """llvmlite's binding, imported at the first compile and not before."""
+    import llvmlite.binding
+
+    llvmlite.binding.initialize_native_target()
+    llvmlite.binding.initialize_native_asmprinter()
+    return llvmlite.binding
+
+
+@lru_cache(maxsize=8)
+def host_target(name: str) -> Target:
+    """The description of this machine, or of less than it."""
+    llvm = binding()
+    return describe(
+        name,
+        llvm.get_process_triple(),
+        llvm.get_host_cpu_name(),
+        dict(llvm.get_host_cpu_features()),
+    )
+
+
+class _Inside:
+    """How many threads are inside LLVM. A fork there would leave its locks taken in the child, so
+    a fork waits until there are none, and lets none in."""
+
+    def __init__(self) -> None:
+        self.count, self.changed = 0, threading.Condition()
+
+    def __enter__(self) -> None:
+        with self.changed:
+            self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.changed:
+            self.count -= 1
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        self.changed.acquire()
+        self.changed.wait_for(lambda: self.count == 0)
+
+    def open(self) -> None:
+        self.changed.release()
+
+
+INSIDE = _Inside()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=INSIDE.close, after_in_parent=INSIDE.open, after_in_child=INSIDE.open
+    )
+
+
+_idle: dict[tuple[Target, int], list[Any]] = {}  # machines that no thread uses
+
+
+@contextmanager
+def _machine(target: Target, level: int = USUAL) -> Iterator[Any]:
+    """What makes code for a target, for one thread at a time. It is kept: to end one takes the lock
+    that a fork must not find taken."""
+    idle = _idle.setdefault((target, level), [])
+    try:
+        found = idle.pop()
+    except IndexError:
+        found = new_machine(target, level)
+    try:
+        yield found
+    finally:
+        idle.append(found)
+
+
+def new_machine(target: Target, level: int = USUAL) -> Any:
+    llvm = binding()
+    if target.triple != llvm.get_process_triple():  # code for another machine, to be written out
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=level, reloc="pic", codemodel="default"
+    )
+
+
+def _past_the_lock(function: Any) -> Any:
+    """A function of LLVM without llvmlite's lock, which it is wrapped in."""
+    return getattr(function, "_cfn", function)
+
+
+def object_code(text: str, target: Target, level: int = USUAL) -> bytes:
+    """Optimise and translate one module; no pass here may change a bit. In haste it is translated
+    as it is: in a quarter of the time, to code that takes two to ten times as long."""
+    with INSIDE, _machine(target, level) as machine:  # what LLVM made ends inside as well
+        module = _parsed(text)
+        if level != HASTE:
+            _optimise(module, machine)
+        made = _emitted(module, machine)
+        del module
+    return made
+
+
+def assembly(text: str, target: Target) -> str:
+    """The machine code of a module as assembly text."""
+    with INSIDE, _machine(target) as machine:
+        module = _parsed(text)
+        _optimise(module, machine)
+        made = str(machine.emit_assembly(module))
+        del module
+    return made
+
+
+def _parsed(text: str) -> Any:
+    llvm = binding()
+    module = llvm.parse_assembly(text, llvm.create_context())
+    module.verify()
+    return module
+
+
+def _optimise(module: Any, machine: Any) -> None:
+    """Three passes. The text has its common subexpressions found, its loops tiled and unrolled:
+    LLVM's whole pipeline takes seven times as long and makes no faster code of it."""
+    llvm = binding()
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options())
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_instruction_combine_pass()
+    passes.add_loop_rotate_pass()
+    passes.add_simplify_cfg_pass()
+    _past_the_lock(llvm.ffi.lib.LLVMPY_RunNewModulePassManager)(passes, module, builder)
+
+
+def _emitted(module: Any, machine: Any) -> bytes:
+    """As llvmlite's `emit_object`."""
+    lib, problem = binding().ffi.lib, ctypes.c_char_p()
+    emit = _past_the_lock(lib.LLVMPY_TargetMachineEmitToMemory)
+    memory = emit(machine, module, 1, ctypes.byref(problem))
+    if not memory:
+        raise RuntimeError(str(problem.value))
+    try:
+        return ctypes.string_at(lib.LLVMPY_GetBufferStart(memory), lib.LLVMPY_GetBufferSize(memory))
+    finally:
+        lib.LLVMPY_DisposeMemoryBuffer(memory)
+
+
+class Work:
+    """Modules to be translated by some threads, the longest first."""
+
+    def __init__(self, texts: Sequence[str], target: Target, level: int) -> None:
+        self.texts, self.target, self.level = texts, target, level
+        self.left = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+        self.made: dict[int, bytes] = {}
+        self.problems: list[BaseException] = []
+
+    def do(self, between: Callable[[], None] = lambda: None) -> None:
+        """Translate modules until none is left; `between` is called after each, and may raise."""
+        try:
+            while (n := self._next()) is not None:
+                self.made[n] = object_code(self.texts[n], self.target, self.level)
+                between()
+        except BaseException as problem:  # raised by `objects`, in the thread that asked
+            self.problems.append(problem)
+            self.left.clear()
+
+    def _next(self) -> int | None:
+        try:
+            return self.left.pop()
+        except IndexError:  # another thread may have taken the last one just now
+            return None
+
+
+def objects(
+    texts: Sequence[str],
+    target: Target,
+    level: int = USUAL,
+    threads: int = 1,
+    between: Callable[[], None] = lambda: None,
+) -> list[bytes]:
+    """The object code of modules, made by so many threads; `between` is called by this one after
+    each, and may raise."""
+    work = Work(texts, target, level)
+    others = min(threads, len(texts)) - 1
+    helpers = [Thread(target=work.do) for _ in range(others)]
+    for helper in helpers:
+        helper.start()
+    work.do(between)
+    for helper in helpers:
+        helper.join()
+    if work.problems:
+        raise work.problems[0]
+    return [work.made[n] for n in range(len(texts))]
