@@ -295,3 +295,58 @@ def test_a_flight_is_one_call_and_its_memory_is_used_again():
     flight.finish()
     assert len(flight.executable.frames) == 1
     assert flight.frame is None
+
+
+def test_interrupts_leave_a_panel_that_goes_on():
+    """Ctrl-C at any point of a loop: no crash, no other error, and training goes on after it."""
+    program = """
+import os, random, signal, threading, time
+import numpy as np, diptych as dp
+import diptych.nn.functional as F
+from diptych import nn, optim
+
+armed = False
+
+def interrupt(*_):
+    if armed:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
+dp.set_threads(2)
+dp.manual_seed(0)
+model = nn.Sequential(nn.Linear(300, 60), nn.ReLU(), nn.Linear(60, 10))
+optimizer = optim.Adam(model.parameters(), lr=0.001)
+rng = np.random.default_rng(0)
+x, y = rng.standard_normal((16, 300), np.float32), rng.integers(0, 10, 16)
+
+def step():
+    loss = F.cross_entropy(model(dp.tensor(x)), dp.tensor(y))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
+
+def pest():
+    wait = random.Random(1)
+    while True:
+        time.sleep(wait.random() * 0.004)
+        os.kill(os.getpid(), signal.SIGINT)
+
+for _ in range(5):
+    step().item()
+threading.Thread(target=pest, daemon=True).start()
+stopped, end = 0, time.time() + 2
+while time.time() < end:
+    try:
+        armed = True
+        step()
+        armed = False
+    except KeyboardInterrupt:
+        armed = False
+        stopped += 1
+assert stopped
+optimizer.zero_grad()
+losses = [step().item() for _ in range(20)]
+assert losses[-1] < losses[0], losses
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -127,6 +127,9 @@ class DynamicRecorder(TensorRecorder):
             if _eager:
                 self.run(piece)
             return tensor
+        except BaseException as problem:
+            piece.__exit__(type(problem))
+            raise
         finally:
             self.lock.release()
 
@@ -297,8 +300,9 @@ class DynamicRecorder(TensorRecorder):
         return self._leaf(state, form.type, form.kind)
 
     def assign(self, parameter: Parameter, value: Tensor) -> None:
-        with self.lock:
-            old, node, piece = parameter.node, value.node, self.piece
+        piece = self.piece
+        with self.lock, piece:
+            old, node = parameter.node, value.node
             if node.value is not None or node.leaf:  # somebody else's value: copy it
                 node = stop_gradient(value).node
             trainable = old.needs_grad
@@ -321,7 +325,7 @@ class DynamicRecorder(TensorRecorder):
     def get_grad(self, handle: Tensor) -> Tensor | None:
         grad: Any = handle._grad
         if type(grad) is Bundle:
-            with self.lock:
+            with self.lock, grad.piece:
                 grad.piece.settle(grad)
         return handle._grad
 
@@ -347,7 +351,7 @@ class DynamicRecorder(TensorRecorder):
 
     def backward(self, tensor: Tensor, grad: Any, retain_graph: bool) -> None:
         piece = self.piece
-        with self.lock:
+        with self.lock, piece:
             if piece.at_boundary:
                 self.run(piece, looked=False)
             root = piece.slots.get(tensor.node)
@@ -400,7 +404,7 @@ class DynamicRecorder(TensorRecorder):
 
     def advance(self, optimizer: Any, parameters: list[Parameter]) -> None:
         piece = self.piece
-        with self.lock:
+        with self.lock, piece:
             if piece.at_boundary:
                 self.run(piece, looked=False)
             step = self._rehearsed(optimizer, parameters)

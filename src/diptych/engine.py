@@ -161,24 +161,38 @@ class Flight:
         executable: Executable,
         frame: Frame,
         pool: Pool,
+        later: call.Trampoline,
         inputs: list[Array],
         results: list[Array],
     ) -> None:
-        self.executable, self.pool, self.inputs, self.results = executable, pool, inputs, results
+        self.executable, self.pool, self.later = executable, pool, later
+        self.inputs, self.results = inputs, results
         self.frame: Frame | None = frame
 
-    def gives(self, value: Array | None) -> bool:
-        """Whether the call computes this array."""
-        return any([value is result for result in self.results])
+    def start(self) -> bool:
+        """Hand the call over; False where it was run at once."""
+        assert self.frame is not None
+        STATISTICS.calls += 1
+        code = self.later(self.frame.address, self.inputs, self.results, self.pool.address)
+        if code == -1:
+            return True
+        self._end(code)
+        return False
 
     def finish(self) -> None:
         """Wait for the call, and help with it; a second time it is nothing."""
-        failed = self.pool.finish()
+        self._end(self.pool.finish())
+
+    def _end(self, failed: int) -> None:
         if failed:
             raise InternalError(f"check {failed} of a call that cannot fail")
         frame, self.frame = self.frame, None
         if frame is not None:
             self.executable.frames.append(frame)
+
+    def gives(self, value: Array | None) -> bool:
+        """Whether the call computes this array."""
+        return any([value is result for result in self.results])
 
 
 class Executable:
@@ -308,23 +322,13 @@ class Executable:
             made.append(make())
         return [*self.pick(inputs + made)] if self.donated else made
 
-    def start(self, inputs: list[Array]) -> tuple[list[Array], Flight | None]:
-        """`run` where nothing can fail: the outputs, and what has to be finished before they, or
-        the inputs, are looked at; None where it was run at once."""
+    def prepared(self, inputs: list[Array]) -> Flight | None:
+        """A call of this where nothing can fail, to be started; None where there is no pool."""
         pool, later = running_pool(), call.later()
         if pool is None or later is None:
-            return self.run(inputs), None
-        results = self._outputs(inputs)
-        STATISTICS.calls += 1
+            return None
         frame = self.frames.pop() if self.frames else self._frame()
-        code = later(frame.address, inputs, results, pool.address)
-        flight = Flight(self, frame, pool, inputs, results)
-        if code == -1:
-            return results, flight
-        self.frames.append(frame)
-        if code:
-            raise InternalError(f"check {code} of a call that cannot fail")
-        return results, None
+        return Flight(self, frame, pool, later, inputs, self._outputs(inputs))
 
     def _raise(self, failed: int, bad: int) -> None:
         check = self.compiled.checks[failed - 1]

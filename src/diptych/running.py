@@ -140,9 +140,8 @@ class Runner:
         bundles: list[Bundle],
     ) -> None:
         try:
-            if made.safe and not self.looked:
-                results, self.flight = made.executable.start(inputs)
-            else:
+            results = self._started(made, inputs)
+            if results is None:
                 results = made.executable.run(inputs) if plan.outputs else []
         except ValueRangeError as problem:
             order = _order(_completed(plan, nodes, bundles))
@@ -162,6 +161,16 @@ class Runner:
             made.new = False
             for k, (n, ended) in enumerate(zip(plan.outputs, plan.ended)):
                 made.kinds[k] = self.trail.kind_of(nodes[n]) if ended else None
+
+    def _started(self, made: Made, inputs: list[Any]) -> list[Array] | None:
+        """The outputs of a call that is in flight, or was run at once; None where it may not be."""
+        flight = made.executable.prepared(inputs) if made.safe and not self.looked else None
+        if flight is None:
+            return None
+        self.flight = flight  # before the start: an interrupt may come right after it
+        if not flight.start():
+            self.flight = None
+        return flight.results  # type: ignore[no-any-return]
 
     def _made(self, plan: Plan, nodes: list[Node], bundles: list[Bundle], held: list[int]) -> Made:
         """The executable of a plan where the inputs have these counts of references."""

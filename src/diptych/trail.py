@@ -148,6 +148,14 @@ class Piece:
         self._sites += [(n.where, n.op.name) for n in new if n.value is None]
         return self._sites
 
+    def __enter__(self) -> None:
+        """What is inside notes one call."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave the trail where something other than an error, as Ctrl-C, came in between."""
+        if kind is not None and not issubclass(kind, Exception):
+            self.point = None
+
     def complete(self) -> None:
         """All that waits as nodes."""
         for bundle in self.bundles:

@@ -317,7 +317,7 @@ def _finish(triple: str) -> list[str]:
         *_claim("work", "look", front=False),
         "look:",
         "  %s = load atomic i64, ptr %task seq_cst, align 8",
-        f"  %done = icmp eq i64 %s, {DONE}",
+        f"  %done = icmp ne i64 %s, {TAKEN}",  # or never handed over
         "  br i1 %done, label %go, label %wait",
         "wait:",
         "  PAUSE",
