@@ -121,14 +121,10 @@ class Node(Operand):
     A node that is a `leaf` ends differentiation: a parameter, whatever computed its value.
     """
 
-    # Most nodes have these values, and a dynamic step makes dozens of nodes: they are the class's.
-    label = ""
-    needs_grad = leaf = released = False
-    value: np.ndarray[Any, Any] | None = None
-    pending: Any = None  # what a panel has recorded and not yet run, this among it
-    owner: Any = None  # a weak reference to the handle that gets the gradient
-    kind: Any = None  # what the dynamic panel's memory distinguishes of a value
-    readers: Any = None  # weak references to computed nodes whose gradients read this value
+    __slots__ = (
+        "__weakref__", "inputs", "kind", "label", "leaf", "needs_grad", "op", "owner", "pending",
+        "readers", "released", "type", "value", "where",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -136,15 +132,17 @@ class Node(Operand):
         inputs: tuple[Node, ...],
         type: TensorType,
         where: Where = NOWHERE,
-        *,
         label: str = "",
         needs_grad: bool = False,
     ) -> None:
         self.op, self.inputs, self.type, self.where = op, inputs, type, where
-        if label:
-            self.label = label
-        if needs_grad:
-            self.needs_grad = True
+        self.label, self.needs_grad = label, needs_grad
+        self.leaf = self.released = False
+        self.value: np.ndarray[Any, Any] | None = None
+        self.pending: Any = None  # what a panel has recorded and not yet run, this among it
+        self.owner: Any = None  # a weak reference to the handle that gets the gradient
+        self.kind: Any = None  # what the dynamic panel's memory distinguishes of a value
+        self.readers: Any = None  # weak references to computed nodes whose gradients read this
 
     @property
     def shape(self) -> tuple[Any, ...]:
