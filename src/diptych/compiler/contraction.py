@@ -27,6 +27,7 @@ SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
 FIRST_CACHE, SECOND_CACHE = 1 << 16, 1 << 19  # bytes that are not in the one; that are in the other
 FAR_RESULT = 1 << 20  # bytes of a result that does not stay in the nearer caches
 LINE = 64  # bytes that come from memory at once
+LITTLE, THRIFT = 1 << 19, 0.03  # multiply-adds of a product whose code costs more than its tiles
 PARALLEL_TERMS = 1 << 16  # multiply-adds below which a kernel stays on one thread
 
 
@@ -68,8 +69,13 @@ class ContractionEmitter(KernelEmitter):
         self.rows: Dimension = kernel.shape[self.row] if rest else 1
         self.columns: Dimension = kernel.shape[self.vector]
         width = self.side.panel if self.side is not None else 0
+        work = self.terms * self.sizes.typical(product(kernel.shape))
         self.tile = choose_tile(
-            self.sizes.typical(self.rows), self.sizes.typical(self.columns), target, width
+            self.sizes.typical(self.rows),
+            self.sizes.typical(self.columns),
+            target,
+            width,
+            THRIFT if work < LITTLE else 0.0,
         )
         self.down = (self.rows, self.tile.rows)
         self.across = (self.columns, self._width())

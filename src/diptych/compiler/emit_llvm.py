@@ -28,6 +28,7 @@ from diptych.lazy import lazy
 PARALLEL_COST = 1 << 16  # scalar operations below which a kernel stays on one thread
 FEW_UNITS = 8
 SIDE_BY_SIDE, LIGHT = 4, 24  # vectors that are folded at once, in kernels of so few expressions
+MANY_TERMS = 64  # of a fold, from which on that is worth the code
 
 
 class KernelEmitter(Access):
@@ -216,6 +217,9 @@ class KernelEmitter(Access):
         one chain wait for each other, and the lines of memory are read once."""
         plain = len(self.folds) == 1 and self.folds[0].attr[0] in ("sum", "max", "min", "prod")
         if not plain or len(self.expressions) > LIGHT:
+            return 1
+        terms = product(loop.extent for loop in self.folds[0].attr[1])
+        if self.sizes.typical(terms) < MANY_TERMS:
             return 1
         name = self.kernel.indices[vector]
         loads = [e for e in k.walk(self.folds[0].args) if e.op == "load"]

@@ -38,8 +38,11 @@ class Tile:
 
 
 @lru_cache(maxsize=4096)
-def choose_tile(rows: int, columns: int, target: Target, width: int = 0) -> Tile:
-    """The tile for a result of rows x columns elements; `width` fixes its columns (of elements)."""
+def choose_tile(
+    rows: int, columns: int, target: Target, width: int = 0, thrift: float = 0.0
+) -> Tile:
+    """The tile for a result of rows x columns elements; `width` fixes its columns (of elements).
+    `thrift` is what a further form of the tile, at an end, adds to the cost for being compiled."""
     vectors = -(-columns // target.lanes)
     # One row is as fast as its matrix is read: two threads read a half each.
     most = min(vectors, 8) if rows > 1 else min(max(4, -(-vectors // 2)), 8)
@@ -58,6 +61,8 @@ def choose_tile(rows: int, columns: int, target: Target, width: int = 0) -> Tile
             if left:
                 cost += whole * _cycles(left, across, target)
                 cost += _ends(columns - tail, tail, left, target)[1]
+            forms = (bool(whole) + len(ends)) * (1 + bool(left))
+            cost *= 1.0 + thrift * forms
             if best is None or cost < best[0]:
                 best = cost, Tile(down, across, ends)
     assert best is not None

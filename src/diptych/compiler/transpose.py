@@ -1,8 +1,7 @@
 """Copies that turn memory round, to LLVM text: square tiles transposed in registers.
 
 Where a copy reads along one axis and writes along another, a tile of lanes x lanes elements is
-loaded row by row, transposed by shuffles of two registers (a stage for each power of two), and
-stored column by column.
+loaded row by row, transposed by shuffles of two registers, and stored column by column.
 """
 
 from __future__ import annotations
@@ -130,10 +129,7 @@ class TransposeEmitter(KernelEmitter):
             point = Point({**at, written: row}, mask=mask)
             self._evaluate(self.kernel.value, [point])
             rows.append(point.memo[id(self.kernel.value)][0])
-        step = 1
-        while step < width:
-            rows = self._stage(rows, step, type)
-            step *= 2
+        rows = self._turned(rows, type)
         self.vector_index = written
         for n in range(deep if isinstance(deep, int) else width):
             mask = self._mask(across, n, deep)
@@ -144,17 +140,39 @@ class TransposeEmitter(KernelEmitter):
     def _last_row(self) -> str:
         return self.size(self.kernel.shape[self.written] - 1)
 
-    def _stage(self, rows: list[str], step: int, type: str) -> list[str]:
-        """Exchange blocks of `step` lanes between rows that are `step` apart."""
-        width, new = self.width, list(rows)
-        low = [n if not n & step else width + n - step for n in range(width)]
-        high = [n + step if not n & step else width + n for n in range(width)]
-        for n in range(width):
-            if not n & step:
-                a, b = rows[n], rows[n + step]
-                new[n] = self._shuffle(type, a, b, low)
-                new[n + step] = self._shuffle(type, a, b, high)
-        return new
+    def _turned(self, rows: list[str], type: str) -> list[str]:
+        """The rows of a square tile as its columns: fours of rows within lanes of four elements,
+        then these lanes as blocks. Each shuffle is one instruction of its own on x86-64."""
+        low, high = self._lanes((0, 4, 1, 5)), self._lanes((2, 6, 3, 7))
+        first, last = self._lanes((0, 1, 4, 5)), self._lanes((2, 3, 6, 7))
+        columns: list[list[str]] = [[], [], [], []]
+        for n in range(0, self.width, 4):
+            a, b, c, d = rows[n : n + 4]
+            for k, lanes in ((0, low), (2, high)):
+                ab, cd = self._shuffle(type, a, b, lanes), self._shuffle(type, c, d, lanes)
+                columns[k].append(self._shuffle(type, ab, cd, first))
+                columns[k + 1].append(self._shuffle(type, ab, cd, last))
+        blocks = [self._blocks_turned(column, type) for column in columns]
+        return [blocks[n % 4][n // 4] for n in range(self.width)]
+
+    def _lanes(self, four: tuple[int, ...]) -> list[int]:
+        """A shuffle within each four elements of two registers: 0 to 3 the first's, 4 to 7 the
+        second's."""
+        return [
+            n + k % 4 + (self.width if k >= 4 else 0) for n in range(0, self.width, 4) for k in four
+        ]
+
+    def _blocks_turned(self, rows: list[str], type: str) -> list[str]:
+        """The same for a square of blocks of four elements."""
+        if len(rows) == 1:
+            return rows
+        halves = []
+        for odd in (0, 1):
+            order = [n + k for n in range(4 * odd, 2 * self.width, 8) for k in range(4)]
+            pairs = zip(rows[::2], rows[1::2], strict=True)
+            picked = [self._shuffle(type, a, b, order) for a, b in pairs]
+            halves.append(self._blocks_turned(picked, type))
+        return [row for pair in zip(*halves, strict=True) for row in pair]
 
     def _shuffle(self, type: str, a: str, b: str, lanes: list[int]) -> str:
         order = ", ".join(f"i32 {n}" for n in lanes)
