@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from diptych.errors import DtypeError, ShapeError
+from diptych.lazy import lazy
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class DType:
     def numpy(self) -> np.dtype[Any]:
         return _NUMPY[self.name]
 
-    @property
+    @lazy
     def bytes(self) -> int:
         return max(1, self.bits // 8)
 
@@ -243,7 +244,7 @@ class TensorType:
     def rank(self) -> int:
         return len(self.shape)
 
-    @property
+    @lazy
     def size(self) -> Dimension:
         return product(self.shape)
 

@@ -17,6 +17,7 @@ from diptych.compiler.contraction import ContractionEmitter
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.kernels import Buffer, Kernel, Rows
 from diptych.dtypes import Dim
+from diptych.lazy import lazy
 
 LEAST = 1 << 15  # bytes of a result below which it stays near anyway
 SLAB = 1 << 17  # bytes that a slab goes through
@@ -46,9 +47,20 @@ class Group:
 
     kernels: list[Kernel]
     rows: list[Rows]
-    reads: set[Root]
-    writes: set[Root]
-    large: set[Root]  # what does not stay near
+
+    @lazy
+    def reads(self) -> set[Root]:
+        return {root(b) for kernel in self.kernels for b in kernel.reads}
+
+    @lazy
+    def writes(self) -> set[Root]:
+        return {root(kernel.out) for kernel in self.kernels}
+
+    @lazy
+    def large(self) -> set[Root]:
+        """What does not stay near."""
+        buffers = [b for kernel in self.kernels for b in kernel.buffers]
+        return {root(b) for b in buffers if isinstance(b.bytes, int) and b.bytes >= LEAST}
 
     @property
     def slab(self) -> int:
@@ -87,11 +99,11 @@ class Group:
         )
 
     def add(self, one: Group) -> None:
+        self.reads.update(one.reads)
+        self.writes.update(one.writes)
+        self.large.update(one.large)
         self.kernels += one.kernels
         self.rows += one.rows
-        self.reads |= one.reads
-        self.writes |= one.writes
-        self.large |= one.large
 
 
 def chained(kernels: Sequence[Kernel], emitters: Sequence[KernelEmitter]) -> list[Group]:
@@ -100,10 +112,7 @@ def chained(kernels: Sequence[Kernel], emitters: Sequence[KernelEmitter]) -> lis
     for kernel, emitter in zip(kernels, emitters, strict=True):
         size = kernel.out.bytes
         rows = None if isinstance(size, Dim) or size < LEAST else rows_of(emitter)
-        reads = {root(b) for b in kernel.reads}
-        large = {root(b) for b in kernel.buffers if isinstance(b.bytes, int) and b.bytes >= LEAST}
-        given = [] if rows is None else [rows]
-        one = Group([kernel], given, reads, {root(kernel.out)}, large)
+        one = Group([kernel], [] if rows is None else [rows])
         if rows is None or not _joined(groups, one):
             groups.append(one)
     return groups

@@ -42,7 +42,7 @@ class Buffer:
     def dtype(self) -> DType:
         return self.type.dtype
 
-    @property
+    @lazy
     def bytes(self) -> Dimension:
         return self.type.size * self.dtype.bytes
 
