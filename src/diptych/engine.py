@@ -243,7 +243,12 @@ class Executable:
         return Code(self._source(target), target, [ENTRY], (), threads())
 
     def _source(self, target: Target, level: int = USUAL) -> Source:
-        return Source(self.compiled.module.parts, target, self.compiled.description, level)
+        return Source(self._texts, target, self.compiled.description, level)
+
+    def _texts(self) -> list[str]:
+        """In parts where threads can divide them."""
+        module = self.compiled.module
+        return module.parts() if threads() > 1 else [module.text]
 
     def at(self, sizes: Mapping[str, int]) -> Self:
         """The executable for these sizes of the symbols, all of them at least 2."""
@@ -382,7 +387,7 @@ class LoopExecutable(Executable):
         more, known_as = emit_loop(loop), self.compiled.description
 
         def texts() -> list[str]:
-            first, *others = self.compiled.module.parts()
+            first, *others = self._texts()
             return [first + more, *others]
 
         source = Source(texts, target, known_as + more)

@@ -26,7 +26,7 @@ from diptych.runtime.threads import threads
 LONG = 0.4  # seconds of waiting for LLVM that are worth a first tier
 SPEED = 1_400_000  # characters of text that LLVM optimises and translates in a second
 RATE = 1 << 30  # scalar operations a second, or more, of code made in haste
-PATIENCE = 0.5  # the part of an optimising compile that may be spent in code made in haste
+PATIENCE = 1.0  # times an optimising compile that may be spent in code made in haste
 
 
 class Tier:
@@ -35,7 +35,7 @@ class Tier:
     def __init__(self, target: Target, announced: compiles.Announced) -> None:
         self.target, self.announced = target, announced
         self.runs = 0
-        self.seconds = 0.0  # in code made in haste, since the job was asked for
+        self.seconds = 0.0  # of the processor in code made in haste, since the job was asked for
         self.job: background.Job | None = None
 
 
@@ -94,10 +94,10 @@ class TieredExecutable(Executable):
         if type(self) is Executable:  # who holds this method has held it since before the swap
             return Executable.run(self, inputs)
         self._look()
-        start, tier = time.perf_counter(), self.tier
+        start, tier = time.thread_time(), self.tier
         results = Executable.run(self, inputs)
         if tier.job is not None:
-            tier.seconds += time.perf_counter() - start
+            tier.seconds += time.thread_time() - start
         return results
 
     def start(self, inputs: list[Array]) -> tuple[list[Array], Flight | None]:

@@ -28,7 +28,7 @@ IN_ARENA = -1  # instead of a slot
 ALONE, SHARED, WAKING = range(3)  # how a kernel is divided: not, over who is awake, over all
 HEAD = 5  # words of a call before its buffers: function, units, how, check, number of buffers
 END = [-1]  # after the last call
-PART = 1 << 14  # characters of text that are worth a module of their own
+PART = 1 << 15  # characters of text that are worth a module of their own
 
 
 class Module:
