@@ -242,13 +242,15 @@ class Executable:
     def _load(self, target: Target) -> Code:
         return Code(self._source(target), target, [ENTRY], (), threads())
 
-    def _source(self, target: Target, level: int = USUAL) -> Source:
-        return Source(self._texts, target, self.compiled.description, level)
+    def _source(self, target: Target, level: int = USUAL, parts: int = 0) -> Source:
+        """Modules of this code: so many, or as threads can divide between them."""
+        texts = partial(self._texts, parts)
+        return Source(texts, target, self.compiled.description, level)
 
-    def _texts(self) -> list[str]:
-        """In parts where threads can divide them."""
+    def _texts(self, parts: int = 0) -> list[str]:
         module = self.compiled.module
-        return module.parts() if threads() > 1 else [module.text]
+        alone = not parts and threads() == 1
+        return [module.text] if alone else module.parts(parts or 2 * threads())
 
     def at(self, sizes: Mapping[str, int]) -> Self:
         """The executable for these sizes of the symbols, all of them at least 2."""

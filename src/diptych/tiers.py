@@ -20,12 +20,13 @@ from diptych.engine import Array, Executable, Flight
 from diptych.graph.node import Graph
 from diptych.runtime import background, call
 from diptych.runtime.code import Code
-from diptych.runtime.llvm import HASTE
+from diptych.runtime.llvm import HASTE, USUAL
 from diptych.runtime.threads import threads
 
 LONG = 0.4  # seconds of waiting for LLVM that are worth a first tier
 SPEED = 1_400_000  # characters of text that LLVM optimises and translates in a second
 RATE = 1 << 30  # scalar operations a second, or more, of code made in haste
+MOST = 1 << 16  # parts, so that the end of a process need not wait long for one
 PATIENCE = 1.0  # times an optimising compile that may be spent in code made in haste
 
 
@@ -66,7 +67,8 @@ class TieredExecutable(Executable):
 
     def _optimise(self) -> Code:
         start, target = time.perf_counter(), self.tier.target
-        code = Code(self._source(target), target, [ENTRY], (), threads(), background.between)
+        source = self._source(target, USUAL, MOST)
+        code = Code(source, target, [ENTRY], (), threads(), background.between)
         seconds, kernels = time.perf_counter() - start, len(self.compiled.kernels)
         how = "compiled in the background"
         compiles.note(self.tier.announced, seconds, kernels, not code.compiled, how)

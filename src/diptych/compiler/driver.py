@@ -77,12 +77,13 @@ class Module:
         """LLVM text with one entry, which runs the kernels in order."""
         return self._joined(self.functions)
 
-    def parts(self) -> list[str]:
-        """The text as several modules, which threads may translate beside each other; the first has
-        the entry."""
+    def parts(self, most: int) -> list[str]:
+        """The text as up to so many modules, which threads may translate beside each other; the
+        first has the entry."""
+        size = max(PART, sum(map(len, self.functions)) // most)
         parts: list[list[str]] = [[]]
         for function in self.functions:
-            if sum(map(len, parts[-1])) > PART:
+            if sum(map(len, parts[-1])) >= size:
                 parts.append([])
             parts[-1].append(function.replace("define internal ", "define ", 1))
         if len(parts) == 1:

@@ -6,7 +6,6 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -34,16 +33,15 @@ def sha256(data: bytes) -> bytes:
 Texts = Callable[[], Sequence[str]]  # what makes the modules of some code
 
 
-@dataclass(frozen=True)
 class Source:
     """Modules that are one piece of code: what makes their texts, and what the object code is kept
     under, which is the texts, or `known_as`, from which the compiler makes them, and the compiler.
     """
 
-    texts: Texts
-    target: Target
-    known_as: str = ""
-    level: int = USUAL
+    def __init__(
+        self, texts: Texts, target: Target, known_as: str = "", level: int = USUAL
+    ) -> None:
+        self.texts, self.target, self.known_as, self.level = texts, target, known_as, level
 
     @lazy
     def path(self) -> str | None:
