@@ -14,7 +14,8 @@ from growth import training_step
 
 import diptych as dp
 from diptych import config, engine
-from diptych.compiler.driver import ENTRY, Module
+from diptych.compiler import ENTRY
+from diptych.compiler.driver import Module
 from diptych.compiler.memory import place
 from diptych.data import ArrayDataset, DataLoader
 from diptych.runtime.code import Code, host_target

@@ -172,6 +172,15 @@ def test_some_parameters_without_gradients():
         assert run.bits() == eagerly(rule, between)
 
 
+@every_rule
+def test_a_gradient_that_is_set_is_the_one_that_counts(rule):
+    def between(run, n):
+        p = run.parameters[1 + n % 3]
+        p.grad = dp.tensor(np.full(p.shape, 0.5, np.float32))
+
+    assert Run(rule, between).bits() == eagerly(rule, between)
+
+
 def test_an_optimizer_of_the_author_is_recorded_call_by_call():
     calls = []
 

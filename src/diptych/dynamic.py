@@ -435,6 +435,7 @@ class DynamicRecorder(TensorRecorder):
             and bundle.step is None
             and len(bundle.owners) == len(parameters)
             and all(map(is_, bundle.owners, parameters))
+            and all([p._grad is bundle for p in parameters])
         )
         handles = step.state if whole else [*step.state, *map(self.get_grad, parameters)]
         given: list[Any] = [h.node for h in handles]  # type: ignore[union-attr]
@@ -450,7 +451,9 @@ class DynamicRecorder(TensorRecorder):
         if piece.point is None:
             return False
         for read, dtype in step.live:
-            node = self.scalar(read(), dtype).node
+            type_, kind, numpy = self.trail.scalar(dtype)
+            node = Node(INPUT, (), type_)
+            node.value, node.kind = np.array(read(), numpy), kind
             slots[node] = len(nodes)
             nodes.append(node)
             given.append(node)

@@ -14,11 +14,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from diptych import compiles, config, interpret
-from diptych.compiler.driver import ENTRY
+from diptych.compiler import ENTRY
 from diptych.compiler.kernels import row_major
 from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
-from diptych.compiler.orders import wanted_orders
-from diptych.compiler.pipeline import compile_graph
 from diptych.compiler.sizes import NO_HINTS
 from diptych.compiler.target import Target
 from diptych.dtypes import Dim, Dimension, Shape, bind, symbols
@@ -214,6 +212,8 @@ class Executable:
         announced = compiles.announce(graph, strides, donated, self.loop)
         start = time.perf_counter()
         target = host_target(config.cpu())
+        from diptych.compiler.pipeline import compile_graph  # a sixth of importing diptych
+
         self.compiled = compile_graph(graph, strides, donated, target, hints)
         self.graph, self.donated = graph, donated
         self.constants = self.compiled.constants
@@ -331,7 +331,8 @@ class Executable:
 
     def prepared(self, inputs: list[Array]) -> Flight | None:
         """A call of this where nothing can fail, to be started; None where there is no pool."""
-        pool, later = running_pool(), call.later()
+        pool = running_pool()
+        later = None if pool is None else call.later()
         if pool is None or later is None:
             return None
         frame = self.frames.pop() if self.frames else self._frame()
@@ -532,6 +533,8 @@ class Family:
         found = self.wants.get(key)
         if found is None:
             graph = specialise(self.graph, dict(key))
+            from diptych.compiler.orders import wanted_orders
+
             found = self.wants[key] = wanted_orders(graph)
         return found
 

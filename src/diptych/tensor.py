@@ -551,7 +551,7 @@ def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor
     if isinstance(value, Tensor) and not requires_grad:
         snapshot = value.detach()
         return snapshot if dtype is None else snapshot.astype(dtype)
-    array = host_array(value)
+    array = value if type(value) is np.ndarray else host_array(value)
     if dtype is not None:
         array = array.astype(as_dtype(dtype).numpy)
     elif array.dtype == np.float64 and not isinstance(value, np.ndarray | np.generic):

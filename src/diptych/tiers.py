@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diptych import compiles, config, engine
-from diptych.compiler.driver import ENTRY
+from diptych.compiler import ENTRY
 from diptych.compiler.sizes import NO_HINTS
 from diptych.compiler.target import Target
 from diptych.dtypes import Shape

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 
-from diptych.compiler import modes
+from diptych.compiler import ENTRY, modes
 from diptych.compiler.chains import chained
 from diptych.compiler.contraction import ContractionEmitter, is_contraction
 from diptych.compiler.emit_llvm import KernelEmitter
@@ -22,7 +22,6 @@ from diptych.compiler.transpose import TransposeEmitter, turned_axes
 from diptych.dtypes import bind
 from diptych.lazy import lazy
 
-ENTRY = "diptych_run"
 LONG = 64  # times the work that is worth a second thread: worth waking one for
 IN_ARENA = -1  # instead of a slot
 ALONE, SHARED, WAKING = range(3)  # how a kernel is divided: not, over who is awake, over all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diptych.compiler.driver import ENTRY
+from diptych.compiler import ENTRY
 from diptych.compiler.sizes import Sizes, SizeTable
 from diptych.dtypes import Dimension
 

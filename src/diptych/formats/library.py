@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.compiler.driver import ENTRY
-from diptych.compiler.pipeline import compile_graph
+from diptych.compiler import ENTRY
 from diptych.dtypes import symbols
 from diptych.errors import DeviceError, FeedError, MissingExtraError
 from diptych.formats.program import prune
@@ -99,6 +98,8 @@ def compile_object(
         )
     graph = specialise(pruned.graph, sizes)
     description = host_target(target)
+    from diptych.compiler.pipeline import compile_graph
+
     compiled = compile_graph(graph, {}, {}, description)
     weights = [np.ascontiguousarray(w) for w in pruned.weights.values()]
     text = compiled.llvm + _wrapper(
