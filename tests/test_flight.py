@@ -29,8 +29,8 @@ def two_threads():
 def awake():
     """Have the next call handed over, whether workers sleep or not."""
     PANEL.finish()  # whose kernels count too
-    word = threads.running_pool().address + 8 * threads.ALONE
-    ctypes.c_int64.from_address(word).value = threads.WORTH_WAKING
+    word = threads.running_pool().address + 8 * threads.CALLS
+    ctypes.c_int64.from_address(word).value = threads.WORTH_HANDING
 
 
 def model_and_data(rows=16, hidden=40, seed=3):
@@ -236,8 +236,8 @@ for n in range(3):
     b = dp.matmul(a, a)
     PANEL.boundary()
     PANEL.finish()
-    word = threads.running_pool().address + 8 * threads.ALONE
-    ctypes.c_int64.from_address(word).value = threads.WORTH_WAKING
+    word = threads.running_pool().address + 8 * threads.CALLS
+    ctypes.c_int64.from_address(word).value = threads.WORTH_HANDING
     c = dp.exp(a)
 assert PANEL.runner.flight is not None
 """

@@ -53,6 +53,9 @@ def loss_of(parameters, images, labels):
     return F.cross_entropy(F.linear(hidden, *parameters[-2:]), labels)
 
 
+LOGS = [math.log(beta) for beta in given.BETAS]
+
+
 def sgd(parameters, gradients):
     for parameter, gradient in zip(parameters, gradients):
         parameter.sub_(gradient, alpha=given.LEARNING_RATE)
@@ -61,7 +64,7 @@ def sgd(parameters, gradients):
 def adam(parameters, gradients, m, v, t):
     one, two = given.BETAS
     t.add_(1)
-    first, second = (-torch.expm1(t * math.log(beta)) for beta in given.BETAS)  # 1 - beta^t
+    first, second = -torch.expm1(t * LOGS[0]), -torch.expm1(t * LOGS[1])  # 1 - beta^t
     rate, scale = given.LEARNING_RATE / first, 1 / torch.sqrt(second)
     for p, g, a, b in zip(parameters, gradients, m, v):
         a.mul_(one).add_(g, alpha=1 - one)

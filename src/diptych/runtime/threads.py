@@ -33,12 +33,13 @@ from diptych.runtime.code import Code, host_target
 CHUNKS_PER_THREAD = 4
 MOST_CHUNKS = 65535
 WORTH_WAKING = 64  # short kernels that the caller runs alone before it wakes workers that sleep
+WORTH_HANDING = 4  # the same of whole calls, which take longer than to wake a worker
 SPINS = 20000
 
 # The pool in memory, in words of 8 bytes. The mutex and the condition are the system's own.
 RUN, HAND_OVER = 0, 1  # functions that code calls through the pool
 TICKET, FINISHED, SLEEPERS, AWAY, STOP, BUSY, THREADS = 8, 16, 24, 25, 32, 40, 48
-KERNEL, TABLE, ARENA, UNITS, CHUNKS, ALONE = 49, 50, 51, 52, 53, 54
+KERNEL, TABLE, ARENA, UNITS, CHUNKS, ALONE, CALLS = 49, 50, 51, 52, 53, 54, 55
 TASK, TASK_ENTRY, TASK_TABLE, TASK_ARENA, TASK_CODE = 56, 57, 58, 59, 60
 MUTEX, CONDITION = 64, 80
 WORDS = 96
@@ -53,7 +54,7 @@ def _places() -> list[str]:
     names = {
         "ticket": TICKET, "finished": FINISHED, "sleepers": SLEEPERS, "away": AWAY, "stop": STOP,
         "busy": BUSY, "threads": THREADS, "kernel": KERNEL, "table.at": TABLE, "arena.at": ARENA,
-        "units.at": UNITS, "chunks.at": CHUNKS, "alone.at": ALONE,
+        "units.at": UNITS, "chunks.at": CHUNKS, "alone.at": ALONE, "calls.at": CALLS,
         "task": TASK, "entry.at": TASK_ENTRY, "given.at": TASK_TABLE, "memory.at": TASK_ARENA,
         "code.at": TASK_CODE, "mutex": MUTEX, "condition": CONDITION,
     }  # fmt: skip
@@ -274,11 +275,11 @@ def _hand_over() -> list[str]:
         "  %awake = icmp slt i64 %out, %others",
         "  br i1 %awake, label %offer, label %shy",
         "shy:",
-        "  %c = load i64, ptr %alone.at",
+        "  %c = load i64, ptr %calls.at",
         "  %c1 = add i64 %c, 1",
-        f"  %rare = icmp ult i64 %c1, {WORTH_WAKING}",
+        f"  %rare = icmp ult i64 %c1, {WORTH_HANDING}",
         "  %c2 = select i1 %rare, i64 %c1, i64 0",
-        "  store i64 %c2, ptr %alone.at",
+        "  store i64 %c2, ptr %calls.at",
         "  br i1 %rare, label %solo, label %offer",
         "solo:",
         "  %code = call i64 %call(ptr %table, ptr %arena)",
