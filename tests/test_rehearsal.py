@@ -1,6 +1,7 @@
 """A step that is recorded once is the step that is recorded call by call, to the last bit."""
 
 import copy
+import gc
 import pickle
 
 import numpy as np
@@ -179,6 +180,22 @@ def test_a_gradient_that_is_set_is_the_one_that_counts(rule):
         p.grad = dp.tensor(np.full(p.shape, 0.5, np.float32))
 
     assert Run(rule, between).bits() == eagerly(rule, between)
+
+
+@every_rule
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_loop_leaves_nothing_to_the_garbage_collector(rule, count):
+    threads_before = dp.threads()
+    dp.set_threads(count)
+    objects = []
+    gc.collect()
+    gc.disable()
+    try:
+        Run(rule, lambda run, n: objects.append(len(gc.get_objects())), steps=40)
+    finally:
+        gc.enable()
+        dp.set_threads(threads_before)
+    assert objects[39] - objects[19] < 20 + 20 * 4  # a loss each step, which the test keeps
 
 
 def test_an_optimizer_of_the_author_is_recorded_call_by_call():

@@ -443,7 +443,7 @@ class DynamicRecorder(TensorRecorder):
         known = 0
         if whole:  # the gradients say which values of the parameters they are of
             key[2] = bundle.first
-            given += [bundle] * len(parameters)
+            given += [None] * len(parameters)  # until `Bundle.complete`; a cycle would wait for gc
             if all(map(is_, given, [nodes[n] for n in bundle.backward.leaves])):
                 known = len(parameters)
         for n, handle in enumerate(handles[known:], known):
