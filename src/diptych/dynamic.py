@@ -34,6 +34,7 @@ from diptych.trail import (
     Point,
     Trail,
     alive,
+    period_of,
 )
 
 Array = np.ndarray[Any, Any]
@@ -231,7 +232,7 @@ class DynamicRecorder(TensorRecorder):
             if not found and len(sites) >= enough and any([i.value is None for i in inputs]):
                 enough *= 2
             if not found and len(sites) >= enough:
-                period = _period(sites[-enough:])
+                period = period_of(sites[-enough:])
                 if period and sites[-period] == site:
                     self.cuts.setdefault(site, []).append(sites[-period:])
                     found = True
@@ -425,18 +426,9 @@ class DynamicRecorder(TensorRecorder):
 
     def _is_advanced(self, piece: Piece, step: Step) -> bool:
         """Record a step as one call; False where it reads what is not on the trail."""
-        slots, nodes, parameters, structure = (
-            piece.slots, piece.nodes, step.parameters, step.structure
-        )  # fmt: skip
+        nodes, parameters, structure = piece.nodes, step.parameters, step.structure
         bundle: Any = parameters[0]._grad
-        whole = (
-            type(bundle) is Bundle
-            and bundle.piece is piece
-            and bundle.step is None
-            and len(bundle.owners) == len(parameters)
-            and all(map(is_, bundle.owners, parameters))
-            and all([p._grad is bundle for p in parameters])
-        )
+        whole = type(bundle) is Bundle and bundle.is_all_of(piece, parameters)
         handles = step.state if whole else [*step.state, *map(self.get_grad, parameters)]
         given: list[Any] = [h.node for h in handles]  # type: ignore[union-attr]
         key: list[Any] = [ADVANCE, structure, None]
@@ -454,7 +446,7 @@ class DynamicRecorder(TensorRecorder):
             type_, kind, numpy = self.trail.scalar(dtype)
             node = Node(INPUT, (), type_)
             node.value, node.kind = np.array(read(), numpy), kind
-            slots[node] = len(nodes)
+            piece.slots[node] = len(nodes)
             nodes.append(node)
             given.append(node)
         for node in step.constants:
@@ -463,8 +455,13 @@ class DynamicRecorder(TensorRecorder):
         piece.point = piece.point.then(tuple(key))
         if whole:
             bundle.step = (given, len(handles), structure, len(nodes))
-        where, replaced = author_line(), piece.replaced
-        for owner, (at, op, take) in zip(step.assigned, structure.updates):
+        self._assign_all(piece, step, given)
+        return True
+
+    def _assign_all(self, piece: Piece, step: Step, given: list[Any]) -> None:
+        """The new values of a step, made of what it reads."""
+        slots, nodes, replaced, where = piece.slots, piece.nodes, piece.replaced, author_line()
+        for owner, (at, op, take) in zip(step.assigned, step.structure.updates):
             old = given[at]
             node = Node(op, take(given), old.type, where)
             node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
@@ -473,7 +470,6 @@ class DynamicRecorder(TensorRecorder):
             nodes.append(node)
             replaced.append((node, old))
         piece.waiting += step.assigned
-        return True
 
     def _place(self, piece: Piece, node: Node, handle: Any) -> Any:
         """Where a node stands in a piece; what is read for the first time has a kind."""
@@ -550,15 +546,6 @@ def _check_few(point: Point, op: Operator, inputs: list[Node], where: Where) -> 
         few = value.ravel().tolist() if value.size <= FEW else (value.min(), value.max())
         if min(few) < 0 or max(few) >= size:
             interpret.check_positions(op, inputs, [i.value for i in inputs], where)
-
-
-def _period(sites: list[Any]) -> int:
-    """After how many calls a list repeats itself from end to end, at most half of it; or 0."""
-    last = sites[-1]
-    for period in range(1, len(sites) // 2 + 1):
-        if sites[-1 - period] == last and sites[period:] == sites[:-period]:
-            return period
-    return 0
 
 
 def config_eager() -> bool:

@@ -117,7 +117,7 @@ class Step:
             made.node_of(parameter)
         with recording(made):
             optimizer.record_step(made, parameters)
-        pairs = [pair for pair in made.state.values()]
+        pairs = list(made.state.values())
         self.state = [p for p, _ in pairs]
         self.live = [(read, n.type.dtype) for read, n in made.live]
         self.constants = [leaf(value, n.type) for value, n in made.numbers.values()]

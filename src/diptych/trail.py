@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from sys import getrefcount
 from typing import Any
 
@@ -114,6 +115,17 @@ class Bundle:
                 if nodes[n].inputs:  # else its value is there
                     nodes[n].inputs = take(given)
         return made
+
+    def is_all_of(self, piece: Piece, parameters: Sequence[Any]) -> bool:
+        """Whether these gradients are those of a backward in this piece, all of them and in order,
+        and no step has read them."""
+        return (
+            self.piece is piece
+            and self.step is None
+            and len(self.owners) == len(parameters)
+            and all(map(is_, self.owners, parameters))
+            and all([p._grad is self for p in parameters])
+        )
 
     def alive(self) -> bool:
         """Whether it still is the gradient of anything."""
@@ -292,3 +304,12 @@ class Trail:
 def alive(waiting: Sequence[Any]) -> tuple[bool, ...]:
     """Which of the handles in a list anybody else holds."""
     return tuple([count > DEAD for count in map(getrefcount, waiting)])
+
+
+def period_of(sites: list[Any]) -> int:
+    """After how many calls a list repeats itself from end to end, at most half of it; or 0."""
+    last = sites[-1]
+    for period in range(1, len(sites) // 2 + 1):
+        if sites[-1 - period] == last and sites[period:] == sites[:-period]:
+            return period
+    return 0

@@ -125,6 +125,19 @@ def _take(tag: str, to: str, otherwise: str) -> list[str]:
     ]
 
 
+def _shy(counter: str, worth: int, otherwise: str) -> list[str]:
+    """Where all workers sleep: run alone so often, then go to the label `otherwise` once."""
+    return [
+        "shy:",
+        f"  %c = load i64, ptr %{counter}.at",
+        "  %c1 = add i64 %c, 1",
+        f"  %rare = icmp ult i64 %c1, {worth}",
+        "  %c2 = select i1 %rare, i64 %c1, i64 0",
+        f"  store i64 %c2, ptr %{counter}.at",
+        f"  br i1 %rare, label %solo, label %{otherwise}",
+    ]
+
+
 def _worker(triple: str) -> list[str]:
     """A worker's whole life: claim, take a call, spin, sleep, until told to stop."""
     return [
@@ -210,13 +223,7 @@ def _run() -> list[str]:
         "  %awake = icmp slt i64 %absent, %others",
         "  %share = or i1 %awake, %long",
         "  br i1 %share, label %publish, label %shy",
-        "shy:",
-        "  %c = load i64, ptr %alone.at",
-        "  %c1 = add i64 %c, 1",
-        f"  %rare = icmp ult i64 %c1, {WORTH_WAKING}",
-        "  %c2 = select i1 %rare, i64 %c1, i64 0",
-        "  store i64 %c2, ptr %alone.at",
-        "  br i1 %rare, label %solo, label %publish",
+        *_shy("alone", WORTH_WAKING, "publish"),
         "solo:",
         "  call void %k(ptr %table, ptr %arena, i64 0, i64 %units)",
         "  store atomic i64 0, ptr %busy seq_cst, align 8",
@@ -274,13 +281,7 @@ def _hand_over() -> list[str]:
         "  %out = load atomic i64, ptr %sleepers seq_cst, align 8",
         "  %awake = icmp slt i64 %out, %others",
         "  br i1 %awake, label %offer, label %shy",
-        "shy:",
-        "  %c = load i64, ptr %calls.at",
-        "  %c1 = add i64 %c, 1",
-        f"  %rare = icmp ult i64 %c1, {WORTH_HANDING}",
-        "  %c2 = select i1 %rare, i64 %c1, i64 0",
-        "  store i64 %c2, ptr %calls.at",
-        "  br i1 %rare, label %solo, label %offer",
+        *_shy("calls", WORTH_HANDING, "offer"),
         "solo:",
         "  %code = call i64 %call(ptr %table, ptr %arena)",
         "  ret i64 %code",
