@@ -161,7 +161,7 @@ def test_no_flag_and_no_function_that_llvm_could_fold():
     calls = {w.split("(")[0] for w in text.split() if w.startswith("@llvm.")}
     allowed = (
         "fma", "maximum", "minimum", "sqrt", "fabs", "floor", "ceil", "rint",  # exact floats
-        "smax", "smin", "masked", "x86.sse",  # integers, moves, modes
+        "smax", "smin", "masked", "prefetch", "x86.sse",  # integers, moves, modes
     )  # fmt: skip
     assert all(c.removeprefix("@llvm.").startswith(allowed) for c in calls), calls
 

@@ -25,7 +25,8 @@ from diptych.kernel import expr as k
 
 SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
 FIRST_CACHE, SECOND_CACHE = 1 << 16, 1 << 19  # bytes that are not in the one; that are in the other
-FAR_RESULT = 1 << 20  # bytes of a result that does not stay in the nearer caches
+FAR_RESULT = 1 << 18  # bytes of a result that is not in the nearest cache when it is written over
+FAR_ROWS = 1 << 20  # bytes of what rows are picked from, where they come from memory
 LINE = 64  # bytes that come from memory at once
 LITTLE, THRIFT = 1 << 19, 0.03  # multiply-adds of a product whose code costs more than its tiles
 PARALLEL_TERMS = 1 << 16  # multiply-adds below which a kernel stays on one thread
@@ -76,6 +77,7 @@ class ContractionEmitter(KernelEmitter):
             target,
             width,
             THRIFT if work < LITTLE else 0.0,
+            0 if width else self.terms * target.lanes * self.fold.dtype.bytes,
         )
         self.down = (self.rows, self.tile.rows)
         self.across = (self.columns, self._width())
@@ -371,7 +373,7 @@ class ContractionEmitter(KernelEmitter):
         name, found = self.kernel.indices[self.row], list[str]()
         self.inner = frozenset({loops[0].name})
         for load in self.fold.args:
-            far = self.sizes.typical(load.attr.bytes) >= FAR_RESULT
+            far = self.sizes.typical(load.attr.bytes) >= FAR_ROWS
             rows = step_along(load, name, self.affine_memo) is None
             if not far or not rows or step_along(load, loops[0].name, self.affine_memo) != 1:
                 continue

@@ -15,6 +15,8 @@ from diptych.compiler.target import Target
 LATENCY = 4  # cycles until a multiply-add may be continued
 MOST_ROWS = 8  # more need more address registers than there are
 SHORT = 64  # terms up to which stores cost more than loads, and narrow tiles are best
+NEAREST = 3 << 13  # bytes of a tile's columns, all terms, that stay in any first cache
+FARTHER = 0.2  # cycles that a vector costs where its columns do not, though it is asked for ahead
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,16 @@ class Tile:
 
 @lru_cache(maxsize=4096)
 def choose_tile(
-    rows: int, columns: int, target: Target, width: int = 0, thrift: float = 0.0
+    rows: int,
+    columns: int,
+    target: Target,
+    width: int = 0,
+    thrift: float = 0.0,
+    column: int = 0,
 ) -> Tile:
     """The tile for a result of rows x columns elements; `width` fixes its columns (of elements).
-    `thrift` is what a further form of the tile, at an end, adds to the cost for being compiled."""
+    `thrift` is what a further form of the tile, at an end, adds to the cost for being compiled.
+    `column` are the bytes of a vector's columns, all terms, where tile after tile reads them."""
     vectors = -(-columns // target.lanes)
     # One row is as fast as its matrix is read: two threads read a half each.
     most = min(vectors, 8) if rows > 1 else min(max(4, -(-vectors // 2)), 8)
@@ -63,6 +71,8 @@ def choose_tile(
                 cost += _ends(columns - tail, tail, left, target)[1]
             forms = (bool(whole) + len(ends)) * (1 + bool(left))
             cost *= 1.0 + thrift * forms
+            if column * across > NEAREST:
+                cost += FARTHER * (rows / down) * vectors
             if best is None or cost < best[0]:
                 best = cost, Tile(down, across, ends)
     assert best is not None

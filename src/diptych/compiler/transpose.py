@@ -15,7 +15,7 @@ from diptych.compiler.sizes import SizeTable, Units, typical
 from diptych.compiler.target import Target
 from diptych.dtypes import Dim, Dimension, bool_, i64, product
 
-PARALLEL_ELEMENTS = 1 << 13  # elements below which a copy stays on one thread
+PARALLEL_ELEMENTS = 1 << 11  # elements below which a copy stays on one thread
 Count = int | str  # known when the code is written, or the name of an i64
 
 
