@@ -147,7 +147,8 @@ class DynamicRecorder(TensorRecorder):
         try:
             if point is None:
                 point = self._explore(piece, op, inputs, key)
-            self.runner.finish_values([inputs[n] for n, _ in point.checks])
+            if self.runner.flight is not None:
+                self.runner.finish_values([inputs[n] for n, _ in point.checks])
             _check_few(point, op, inputs, where)
         except BaseException:
             new = sum(isinstance(place, Kind) for place in key)
@@ -367,7 +368,7 @@ class DynamicRecorder(TensorRecorder):
             if point.backward is None:  # more than one number has no gradient: an error, by rule
                 super().backward(tensor, grad, retain_graph)
             else:
-                self._add_gradients(piece, point, point.backward)
+                self._add_gradients(piece, point, point.backward, author_line())
 
     def _differentiated(self, piece: Piece, root: Node, retain_graph: bool) -> Backward | None:
         order, history, leaves = history_of(root)
@@ -382,7 +383,7 @@ class DynamicRecorder(TensorRecorder):
             [] if retain_graph else [slots[n] for n in history if not n.leaf],
         )
 
-    def _add_gradients(self, piece: Piece, point: Point, found: Backward) -> None:
+    def _add_gradients(self, piece: Piece, point: Point, found: Backward, where: Where) -> None:
         """Gradients as the trail knows them; where there were some already they are added."""
         nodes = piece.nodes
         owners: list[Any] = [nodes[n].owner() for n in found.leaves]
@@ -392,7 +393,7 @@ class DynamicRecorder(TensorRecorder):
         piece.point, piece.in_step = point, True
         if not owners:
             return
-        bundle = Bundle(piece, found, owners, author_line())
+        bundle = Bundle(piece, found, owners, where)
         piece.bundles.append(bundle)
         if all([owner is not None and owner._grad is None for owner in owners]):
             for owner in owners:
@@ -409,7 +410,11 @@ class DynamicRecorder(TensorRecorder):
             if piece.at_boundary:
                 self.run(piece, looked=False)
             step = self._rehearsed(optimizer, parameters)
-            if step is None or piece.point is None or not self._is_advanced(piece, step):
+            if (
+                step is None
+                or piece.point is None
+                or not self._is_advanced(piece, step, author_line())
+            ):
                 super().advance(optimizer, parameters)
 
     def _rehearsed(self, optimizer: Any, parameters: list[Parameter]) -> Step | None:
@@ -424,7 +429,7 @@ class DynamicRecorder(TensorRecorder):
             optimizer.rehearsed = step
         return step
 
-    def _is_advanced(self, piece: Piece, step: Step) -> bool:
+    def _is_advanced(self, piece: Piece, step: Step, where: Where) -> bool:
         """Record a step as one call; False where it reads what is not on the trail."""
         nodes, parameters, structure = piece.nodes, step.parameters, step.structure
         bundle: Any = parameters[0]._grad
@@ -455,12 +460,12 @@ class DynamicRecorder(TensorRecorder):
         piece.point = piece.point.then(tuple(key))
         if whole:
             bundle.step = (given, len(handles), structure, len(nodes))
-        self._assign_all(piece, step, given)
+        self._assign_all(piece, step, given, where)
         return True
 
-    def _assign_all(self, piece: Piece, step: Step, given: list[Any]) -> None:
+    def _assign_all(self, piece: Piece, step: Step, given: list[Any], where: Where) -> None:
         """The new values of a step, made of what it reads."""
-        slots, nodes, replaced, where = piece.slots, piece.nodes, piece.replaced, author_line()
+        slots, nodes, replaced = piece.slots, piece.nodes, piece.replaced
         for owner, (at, op, take) in zip(step.assigned, step.structure.updates):
             old = given[at]
             node = Node(op, take(given), old.type, where)
