@@ -350,6 +350,16 @@ def test_a_number_that_cannot_be_derived_keeps_the_size_special():
     assert of_first_rows({16: 8, 12: 6, 10: 5}) == [1, 1, 1]
 
 
+def test_a_size_that_follows_from_another_and_is_0_has_code_of_its_own():
+    """A sum of nothing is +0, where a chain begins with -0."""
+
+    def total(n):
+        return dp.tensor(np.full(n, 1.5, np.float32))[2:].sum().numpy()
+
+    for n in (10, 12, 2, 3):
+        assert total(n).tobytes() == np.float32(1.5 * (n - 2)).tobytes()
+
+
 def test_a_number_that_was_derived_wrongly_is_seen():
     """3 of 4 and 2 of 3 look like all but one, which 5 of 6 is and 5 of 8 is not."""
     assert of_first_rows({4: 3, 3: 2, 6: 5, 8: 5}) == [1, 1, 0, 1]

@@ -80,7 +80,11 @@ class General:
     def sizes(self, numbers: Sequence[int]) -> dict[str, int] | None:
         sizes = {name: numbers[n] for name, n in self.defined.items()}
         fits = min(sizes.values()) >= 2 and [bind(d, sizes) for d in self.dims] == numbers
-        return sizes if fits else None
+        return sizes if fits and self._is_general(numbers) else None
+
+    def _is_general(self, numbers: Sequence[int]) -> bool:
+        """Whether no size that follows from a symbol is 0: code for all sizes has terms to fold."""
+        return all(n > 0 for n, d in zip(numbers, self.dims, strict=True) if isinstance(d, Dim))
 
 
 @dataclass
