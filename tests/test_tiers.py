@@ -187,6 +187,29 @@ def test_a_compile_that_fails_is_raised_by_the_next_run(monkeypatch):
             one()
 
 
+def test_an_interrupt_of_who_waits_is_not_an_error_of_the_compile(monkeypatch):
+    hold(monkeypatch)
+    make, asked = tiers.Code, []
+
+    def interrupted(*given, **more):
+        asked.append(given)
+        if len(asked) == 2:  # the optimised one
+            raise KeyboardInterrupt
+        return make(*given, **more)
+
+    def one():
+        return (dp.tanh(dp.tensor(X[0])) + 0.5).numpy().tobytes()
+
+    monkeypatch.setattr(tiers, "Code", interrupted)
+    first = one()
+    monkeypatch.setattr(tiers, "PATIENCE", -1)
+    with pytest.raises(KeyboardInterrupt):
+        one()
+    assert len(background._waiting) == 1 and not background._begun
+    assert one() == first and len(asked) == 3
+    assert not background._waiting and not tiered()
+
+
 def test_a_run_of_much_work_waits_for_the_optimised_code(monkeypatch):
     monkeypatch.setattr(tiers, "RATE", 1)
     dp.exp(dp.tensor(X[0])).numpy()

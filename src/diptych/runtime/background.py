@@ -28,7 +28,7 @@ class Job:
             self.made = self.make()
         except _Stopped:
             return
-        except BaseException as problem:  # raised by `result`, in the thread that asks
+        except Exception as problem:  # raised by `result`, in the thread that asks
             self.problem = problem
 
     def result(self) -> Any:
@@ -89,10 +89,14 @@ def between() -> None:
 
 
 def _make(job: Job) -> None:
-    job.run()
-    with _changed:
-        _begun.remove(job)
-        _changed.notify_all()
+    try:
+        job.run()
+    finally:
+        with _changed:
+            _begun.remove(job)
+            if not job.is_done():  # who was in a hurry was interrupted: it is made later
+                _waiting.appendleft(job)
+            _changed.notify_all()
 
 
 def _start() -> None:
