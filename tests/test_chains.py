@@ -8,11 +8,13 @@ import diptych.nn.functional as F
 from diptych import engine, interpret, nn, optim
 from diptych.compiler import chains
 from diptych.dtypes import TensorType, f32
+from diptych.errors import ValueRangeError
 from diptych.graph.node import Graph, input_node
 from diptych.graph.record import GRAPH, recording
 from diptych.ops.contract import matmul
 from diptych.ops.elementwise import add, cast, divide, fma, multiply, subtract
 from diptych.ops.functions import exp, sqrt
+from diptych.ops.indexing import gather
 from diptych.ops.reduce import reduce_sum
 
 
@@ -155,6 +157,32 @@ def test_kernels_between_are_moved_where_that_means_the_same():
     graph, made = compiled(build, [shape, shape, shape, (), ()], {0: 0, 1: 1, 2: 3})
     assert chain_lengths(made) == [2]
     check(graph, made)
+
+
+@pytest.mark.parametrize("read", ["gradient", "moment", "weight"])
+def test_a_position_is_checked_before_anything_that_lasts_is_written(read):
+    """Also where it is computed from the gradient of a chain, or from a new value."""
+    shape = (100, 784)
+
+    def build(x, y, p, m, v, a, b, table, places):
+        g = matmul(transposed(y), x)
+        new = adam(g, p, m, v, a, b)
+        source = {"gradient": g, "moment": new[1], "weight": new[0]}[read]
+        at = cast(add(multiply(reduce_sum(source, 0), 0.0), places), "i64")
+        return [*new, gather(table, at)]
+
+    given = [(16, 784), (16, 100), shape, shape, shape, (), (), (10,), (784,)]
+    graph, made = compiled(build, given, {0: 2, 1: 3, 2: 4})
+    rng = np.random.default_rng(0)
+    values = [np.array(rng.random(s) + 0.5, np.float32) for s in given]
+    found = made.run([v.copy() for v in values])
+    for a, b in zip(found, interpret.run(graph, values), strict=True):
+        assert a.tobytes() == b.tobytes()
+    values[-1][700] = 10
+    kept = [v.copy() for v in values]
+    with pytest.raises(ValueRangeError, match="position 10 "):
+        made.run(values)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(values, kept, strict=True))
 
 
 @pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3", "native"])

@@ -76,9 +76,19 @@ class Group:
         fit = max(1, SLAB // (line * tile))
         return tile * max(1, min(fit, extent // (tile * FEWEST)))
 
+    @lazy
+    def checks(self) -> bool:
+        """Whether it may stop the call."""
+        return any(kernel.limit is not None for kernel in self.kernels)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it writes over what outlives the call."""
+        return not self.checks and any(kernel.out.kind == "input" for kernel in self.kernels)
+
     def meets(self, other: Group) -> bool:
         """Whether the order of two groups counts."""
-        return not (
+        return (self.checks and other.lasts) or not (
             self.writes.isdisjoint(other.writes)
             and self.writes.isdisjoint(other.reads)
             and self.reads.isdisjoint(other.writes)

@@ -13,18 +13,19 @@ def schedule(fusion: Fusion) -> list[Kernel]:
     """Kernels in an order where every read of an old value precedes its overwriting.
 
     An output that can be written in place takes the slot of its input. One that cannot (a kernel
-    that needs its new value also needs the old one elsewhere) is written to a temporary and
-    copied at the end.
+    that needs its new value also needs the old one elsewhere, or a check needs the new one) is
+    written to a temporary and copied at the end.
     """
     kernels = list(fusion.kernels)
     flow = Flow(kernels)
+    checked = flow.before_checks()
     writer = {id(kernel.out): kernel for kernel in kernels if kernel.limit is None}
     wanted: dict[int, Buffer] = {}
     copied: list[tuple[Kernel, Buffer, Buffer]] = []
     for output, given in fusion.donated.items():
         buffer, old = fusion.output_buffers[output], fusion.buffers[id(fusion.graph.inputs[given])]
         kernel = writer[id(buffer)]
-        if _reads_only_own_place(kernel, old):
+        if id(kernel) not in checked and _reads_only_own_place(kernel, old):
             wanted[id(kernel)] = old
         else:
             copied.append((kernel, buffer, old))
@@ -80,6 +81,17 @@ class Flow:
         for n, kernel in enumerate(kernels):
             sources = {w for b in kernel.reads for w in writers.get(id(b.root), ())}
             self.before.append(sources - {n})
+
+    def before_checks(self) -> set[int]:
+        """The kernels whose results a check reads: a check comes before all that lasts."""
+        found: set[int] = set()
+        stack = [n for n, kernel in enumerate(self.kernels) if kernel.limit is not None]
+        while stack:
+            n = stack.pop()
+            if n not in found:
+                found.add(n)
+                stack.extend(self.before[n])
+        return {id(self.kernels[n]) for n in found}
 
     def ordered(self, in_place: dict[int, Buffer]) -> list[Kernel] | None:
         """Topological, writers in place after all readers of the old value and as late as their
