@@ -115,6 +115,26 @@ def test_one_native_call_a_step(zero_first):
     assert engine.STATISTICS.calls - before == STEPS
 
 
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_parameters_that_take_each_others_place(device):
+    dp.use_device(device)
+    try:
+        a, b = dp.Parameter(np.zeros(3, np.float32)), dp.Parameter(np.ones(3, np.float32))
+
+        @dp.compile
+        def swap():
+            old = a.detach()
+            a.assign(b.detach())
+            b.assign(old)
+            return old
+
+        returned = [swap() for _ in range(4)]
+        assert [r.numpy().tolist() for r in returned] == [[n % 2] * 3 for n in range(4)]
+        assert (a.numpy().tolist(), b.numpy().tolist()) == ([0] * 3, [1] * 3)
+    finally:
+        dp.use_device("cpu")
+
+
 def test_article_sum():
     a, b = dp.tensor(3.0, requires_grad=True), dp.tensor(4.0, requires_grad=True)
     y = 2 * a + 3 * b

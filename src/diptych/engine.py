@@ -421,7 +421,7 @@ class ReferenceExecutable:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         STATISTICS.calls += 1
-        results = interpret.run(self.graph, inputs)
+        results = [r.copy() for r in interpret.run(self.graph, inputs)]  # one may be an input
         for output, given in self.donated.items():
             np.copyto(inputs[given], results[output])
             results[output] = inputs[given]
