@@ -14,8 +14,9 @@ from diptych.graph.record import GRAPH, recording
 from diptych.ops.contract import matmul
 from diptych.ops.elementwise import add, cast, divide, fma, multiply, subtract
 from diptych.ops.functions import exp, sqrt
-from diptych.ops.indexing import gather
+from diptych.ops.indexing import gather, take
 from diptych.ops.reduce import reduce_sum
+from diptych.ops.shape import broadcast_to, concat, transpose
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +89,6 @@ def test_a_gradient_of_few_rows_is_in_the_chain(rows, out, ins):
 
 
 def transposed(node):
-    from diptych.ops.shape import transpose
-
     return transpose(node, (1, 0))
 
 
@@ -127,6 +126,24 @@ def test_an_old_value_that_is_read_across_rows_is_read_before():
         return [new, matmul(p, new), multiply(new, 2.0)]
 
     graph, made = compiled(build, [shape, shape], {0: 0})
+    check(graph, made)
+
+
+@pytest.mark.parametrize("n", [5, 20, 300])
+@pytest.mark.parametrize(
+    "new",
+    [
+        lambda p: add(p, transposed(p)),
+        lambda p: fma(transposed(p), p, p),
+        lambda p: subtract(p, reduce_sum(p, 0)),
+        lambda p: subtract(p, broadcast_to(reduce_sum(p, 1, keepdims=True), p.type.shape)),
+        lambda p: add(p, matmul(p, p)),
+        lambda p: concat([take(p, slice(1, None)), take(p, slice(1))], 0),
+        lambda p: add(p, take(p, 0)),
+    ],
+)
+def test_a_new_value_that_reads_the_old_one_elsewhere_is_not_written_over_it(n, new):
+    graph, made = compiled(lambda p: [new(p)], [(n, n)], {0: 0})
     check(graph, made)
 
 

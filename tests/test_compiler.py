@@ -11,11 +11,12 @@ import pytest
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych import engine, nn, optim
+from diptych import engine, interpret, nn, optim
 from diptych.compiler import driver, memory
 from diptych.compiler.pipeline import compile_graph
 from diptych.graph.node import Graph, Input
 from diptych.kernel import expr as k
+from diptych.runtime import code
 from diptych.runtime.code import host_target
 
 
@@ -208,6 +209,22 @@ def test_folds_side_by_side(monkeypatch, level, rows, columns):
         assert executable.at({"N": rows, "N1": columns}).run([x])[0].tobytes() == slow.tobytes()
 
 
+@pytest.mark.parametrize("shape", [(30, 7), (128, 65), (2, 9)])
+def test_a_reshape_of_what_lies_with_another_axis_innermost(shape):
+    rows, columns = shape
+
+    def call(x, y):
+        product = dp.matmul(x, y)  # a temporary that may lie as its vectors do
+        return x.reshape(columns, rows).sum(0) + product.reshape(-1)[:rows] * 2
+
+    graph = recorded(call, [*shape], [columns, rows])
+    rng = np.random.default_rng(0)
+    given = [np.asfortranarray(rng.random(n.type.shape, np.float32)) for n in graph.inputs]
+    strides = {n: engine.element_strides(v) for n, v in enumerate(given)}
+    (found,) = engine.compile(graph, "cpu", strides).run(given)
+    assert found.tobytes() == interpret.run(graph, given)[0].tobytes()
+
+
 def test_a_broken_cache_file_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
     graph = recorded(lambda x: x * 3 - 1, [7])
@@ -248,7 +265,8 @@ def test_processes_that_share_an_empty_cache_agree_also_when_one_is_killed(tmp_p
 
 
 def test_object_code_is_found_by_what_a_graph_is(tmp_path, monkeypatch):
-    """Without the text being made; another graph, layout or operator of an author finds none."""
+    """Without the text being made; another graph, layout, operator of an author or compiler finds
+    none."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
 
     def run(call, turned=False):
@@ -271,3 +289,5 @@ def test_object_code_is_found_by_what_a_graph_is(tmp_path, monkeypatch):
         return dp.add(dp.exp(x), 2.0)
 
     assert run(shifted)[1]
+    monkeypatch.setattr(code, "_compiler", lambda: "another")
+    assert run(dp.exp)[1]

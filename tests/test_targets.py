@@ -114,8 +114,11 @@ put(0xFFC0)  # flush to zero, denormals are zero, round toward zero
 assert (get() & 0xFFC0) == 0xFFC0
 result = (x * 0.5).numpy()
 again = dp.matmul(big, big).numpy().tobytes()
+dp.set_threads(3)  # threads begin with the modes of who makes them
+many = [dp.matmul(big, big).numpy().tobytes() for _ in range(50)]
 kept = get() & 0xFFC0
 put(0x1F80)
+assert set(many) == {matrix}
 assert kept == 0xFFC0, hex(kept)
 assert result.astype(np.float64).sum() == expected and expected > 0
 assert again == matrix
