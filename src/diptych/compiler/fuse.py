@@ -1,5 +1,5 @@
-"""From a graph of primitives to kernels: which values get memory, and what is computed inside
-the loops of their users."""
+"""From a graph of primitives to kernels: what is computed inside the loops of what, and how the
+sides of a contraction lie."""
 
 from __future__ import annotations
 
@@ -14,175 +14,22 @@ from diptych.compiler.kernels import (
     innermost_strides,
     row_major,
 )
+from diptych.compiler.materialise import Materialise, kind, only_ones_move
 from diptych.compiler.simplify import is_scalar_constant
 from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import choose_tile
 from diptych.dtypes import Dim, Dimension, Shape, TensorType, i64, product
-from diptych.graph.node import Constant, Graph, Input, Node, Operator, Source
+from diptych.graph.node import Constant, Graph, Node, Source
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
 from diptych.ops.contract import Contract
-from diptych.ops.elementwise import Divide, Elementwise
-from diptych.ops.functions import Function, Pow
-from diptych.ops.indexing import Gather, ScatterAdd
-from diptych.ops.reduce import Reduction
-from diptych.ops.shape import Broadcast, Reshape, Transpose
+from diptych.ops.indexing import Gather
+from diptych.ops.shape import Reshape, Transpose
 
 NARROW = 4  # columns below which a side is turned round although it lies straight
 MANY_ROWS = 64  # rows that read a side again and again
 NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
-FEW = 1 << 20  # bytes of rows that stay in the caches while products go over them
-FEW_SUMS = 8  # results of a fold below which what it folds is computed one by one
-DEPTH = 40  # longest chain of operators in one expression
-
-
-class Kind:
-    """What fusion asks of a class of operators; asked of every node, it is worth remembering."""
-
-    def __init__(self, op: type[Operator]) -> None:
-        self.leaf = issubclass(op, Input | Constant)
-        self.fold = issubclass(op, Contract | Reduction | ScatterAdd)
-        self.heavy = (  # worth computing only once
-            self.fold
-            or issubclass(op, Function | Pow | Divide)
-            or op.name in ("random_bits", "uniform", "normal")
-        )
-        self.contract = issubclass(op, Contract)
-        self.spreads = issubclass(op, Contract | ScatterAdd | Gather)
-        self.reduction = issubclass(op, Reduction)
-        self.reshape = issubclass(op, Reshape)
-        self.view = issubclass(op, Transpose | Broadcast)
-        self.elementwise = issubclass(op, Elementwise)
-        self.gather = issubclass(op, Gather)
-        self.checks = op.positions is not Operator.positions
-
-
-_KINDS: dict[type[Operator], Kind] = {}
-
-
-def kind(node: Node) -> Kind:
-    found = _KINDS.get(type(node.op))
-    if found is None:
-        found = _KINDS[type(node.op)] = Kind(type(node.op))
-    return found
-
-
-def only_ones_move(node: Node) -> bool:
-    """A reshape that adds or drops axes of size 1."""
-    have = [d for d in node.inputs[0].type.shape if d != 1]
-    return have == [d for d in node.type.shape if d != 1]
-
-
-class Materialise:
-    """Which nodes get memory of their own."""
-
-    def __init__(self, graph: Graph, hints: Mapping[str, int] = NO_HINTS) -> None:
-        self.nodes = graph.nodes
-        self.users: dict[Node, list[Node]] = {n: [] for n in self.nodes}
-        for node in self.nodes:
-            for given in node.inputs:
-                self.users[given].append(node)
-        self.chosen = set(graph.outputs)
-        self.repeated: set[Node] = set()  # inlined where one element is computed many times
-        self.feeds_fold: set[Node] = set()
-        self.feeds_few: set[Node] = set()  # a fold with too few results for a vector
-        self.hints = hints
-        for node in reversed(self.nodes):
-            if node.inputs or not kind(node).leaf:
-                self._decide(node, kind(node))
-        self._limit_depth()
-
-    def _decide(self, node: Node, own: Kind) -> None:
-        users, chosen = self.users[node], self.chosen
-        repeated = feeds = few = False
-        for user in users:
-            its, inlined = kind(user), user not in chosen
-            spreads = its.spreads or (not its.reduction and user.type.size != node.type.size)
-            repeated |= spreads or (inlined and user in self.repeated)
-            feeds |= its.fold or (inlined and user in self.feeds_fold)
-            few |= its.reduction and typical(user.type.size, self.hints) < FEW_SUMS
-            few |= inlined and user in self.feeds_few
-        if (
-            (own.heavy and (len(users) > 1 or repeated or few))
-            or (own.fold and (feeds or not all(self._same_shape(u, node) for u in users)))
-            or any(self._needs_memory(user, node) for user in users)
-            or (len(users) > 1 and (self._weight(node) > 6 or self._holds_heavy(node)))
-        ):
-            chosen.add(node)
-            return
-        if repeated:
-            self.repeated.add(node)
-        if feeds:
-            self.feeds_fold.add(node)
-        if few:
-            self.feeds_few.add(node)
-
-    def _same_shape(self, user: Node, node: Node) -> bool:
-        if kind(user).reshape:
-            return only_ones_move(user) and user not in self.repeated
-        return kind(user).elementwise and user.type.shape == node.type.shape
-
-    def _needs_memory(self, user: Node, node: Node) -> bool:
-        its = kind(user)
-        if its.reshape and not only_ones_move(user):
-            return True
-        if its.contract:
-            own = kind(node)
-            view = own.view or (own.reshape and only_ones_move(node))
-            return not view and not self._read_by_rows(node)
-        if not its.gather:
-            return False
-        return user.inputs[0] is node or (user not in self.chosen and self._read_by_rows(user))
-
-    def _read_by_rows(self, node: Node) -> bool:
-        """Whether a node is rows that products can read where they lie: a few, whole, picked by a
-        list of positions, and given to nothing but products."""
-        if not kind(node).gather or node.type.rank < 2 or node.inputs[1].type.rank != 1:
-            return False
-        size = typical(node.type.size, self.hints) * node.type.dtype.bytes
-        return size <= FEW and node not in self.chosen and self._only_contracted(node)
-
-    def _only_contracted(self, node: Node) -> bool:
-        return all(
-            kind(user).contract or (isinstance(user.op, Transpose) and self._only_contracted(user))
-            for user in self.users[node]
-        )
-
-    def _weight(self, node: Node) -> int:
-        """Operators that would be computed again with this one."""
-        count, stack = 0, [node]
-        while stack and count <= 8:
-            n = stack.pop()
-            if n not in self.chosen and not kind(n).leaf:
-                count += 1
-                stack.extend(n.inputs)
-        return count
-
-    def _holds_heavy(self, node: Node) -> bool:
-        """Whether something heavy would be computed inside the node, and so with each user."""
-        seen: set[Node] = set()
-        stack = list(node.inputs)
-        while stack:
-            n = stack.pop()
-            if n in seen or n in self.chosen or kind(n).leaf:
-                continue
-            if kind(n).heavy:
-                return True
-            seen.add(n)
-            stack.extend(n.inputs)
-        return False
-
-    def _limit_depth(self) -> None:
-        depth: dict[Node, int] = {}
-        for node in self.nodes:
-            if kind(node).leaf:
-                depth[node] = 0
-                continue
-            own = 1 + max([depth[i] for i in node.inputs], default=0)
-            if own > DEPTH:
-                self.chosen.add(node)
-            depth[node] = 0 if node in self.chosen else own
 
 
 class Check(NamedTuple):
