@@ -145,6 +145,18 @@ def test_what_is_computed_twice_is_computed_once_and_what_is_unused_not_at_all()
     assert [kernel.node.op.name for kernel in made.kernels] == ["exp", "add"]
 
 
+def test_constants_of_the_same_bytes_and_other_types_are_two():
+    with dp.Program() as program:
+        x, y = dp.data("x", [3]), dp.data("y", [3], "i32")
+        one = dp.tensor(np.float32(1.0))
+        number = dp.tensor(np.float32(1.0).view(np.int32))
+        out = (x + one).astype("f64") + (y + number).astype("f64")
+    graph = Graph(tuple(f.node for f in program.feeds.values()), (out.node,))
+    given = [np.arange(3, dtype=np.float32), np.arange(3, dtype=np.int32)]
+    (found,) = engine.run_once(graph, given, "cpu")
+    assert found.tolist() == [2.0 * n + 1.0 + 0x3F800000 for n in range(3)]
+
+
 def test_no_flag_and_no_function_that_llvm_could_fold():
     graph, donated = article_step()
     text = compile_graph(graph, {}, donated, host_target("x86-64-v3")).llvm

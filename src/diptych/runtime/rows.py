@@ -1,12 +1,11 @@
 """A batch in one native call: rows of a data set, gathered and converted.
 
 numpy takes a call for each: the rows, the conversion, the scale and the shift. `call.py` says how
-the address of an array is read from the object itself.
+the address of an array is read from the object itself, and how native code is called.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diptych.compiler import modes
-from diptych.runtime.call import HEAD, address, trampoline
+from diptych.runtime.call import HEAD, address, builtin, trampoline
 from diptych.runtime.code import Code, host_target
 
 Array = np.ndarray[Any, Any]
@@ -33,17 +32,17 @@ def taker(source: Array, scale: float | None = None, shift: float = 0.0) -> Take
     size = elements if scale is not None else elements * source.itemsize
     spec = np.array([address(source), len(source), size, 0])
     spec[3:].view(np.float32)[:] = [1.0 if scale is None else scale, shift]
-    function = _functions()["diptych_copy" if scale is None else "diptych_convert"]
+    copy, convert = _makers()
+    function = (copy if scale is None else convert)(spec, source)
     shape, dtype = source.shape[1:], source.dtype if scale is None else np.dtype(np.float32)
-    at, integers = address(spec), np.dtype(np.int64)
+    integers = np.dtype(np.int64)
 
     def take(rows: Any) -> Array | None:
         if type(rows) is not np.ndarray or rows.dtype is not integers or rows.strides != (8,):
             return None
         out = np.empty((len(rows), *shape), dtype)
-        return None if function(id(rows), id(out), len(rows), at) else out
+        return None if function(rows, out, len(rows)) else out
 
-    take.holds = source, spec  # type: ignore[attr-defined]
     return take
 
 
@@ -51,9 +50,25 @@ def left(rows: Any) -> None:
     """Everything is left to numpy."""
 
 
-# NAME is given what it reads as two arrays, a count and (source, length, size of a row, numbers).
+# A function of two arrays and a count, whose own array is (source, length, size of a row, numbers).
 _TAKE = """
-define i64 @NAME(ptr %rows.object, ptr %out.object, i64 %count, ptr %spec) {
+define ptr @NAME(ptr %self, ptr %given, i64 %number) {
+entry:
+  %out.given = getelementptr ptr, ptr %given, i64 1
+  %count.given = getelementptr ptr, ptr %given, i64 2
+  %rows = load ptr, ptr %given
+  %out = load ptr, ptr %out.given
+  %count.object = load ptr, ptr %count.given
+  %count = call i64 @PyLong_AsLongLong(ptr %count.object)
+  %spec.at = getelementptr i8, ptr %self, i64 HEAD
+  %spec = load ptr, ptr %spec.at
+  %thread = call ptr @PyEval_SaveThread()
+  %code = call i64 @NAME_rows(ptr %rows, ptr %out, i64 %count, ptr %spec)
+  call void @PyEval_RestoreThread(ptr %thread)
+  %answer = call ptr @PyLong_FromLongLong(i64 %code)
+  ret ptr %answer
+}
+define internal i64 @NAME_rows(ptr %rows.object, ptr %out.object, i64 %count, ptr %spec) {
 entry:
   %rows.at = getelementptr i8, ptr %rows.object, i64 HEAD
   %rows = load ptr, ptr %rows.at
@@ -166,6 +181,10 @@ def _text(triple: str, lanes: int) -> str:
     enter = "\n".join([_NUMBERS, *modes.enter(triple)])
     parts = [
         f'target triple = "{triple}"',
+        "declare i64 @PyLong_AsLongLong(ptr)",
+        "declare ptr @PyLong_FromLongLong(i64)",
+        "declare ptr @PyEval_SaveThread()",
+        "declare void @PyEval_RestoreThread(ptr)",
         "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
         modes.declarations(triple),
@@ -177,12 +196,9 @@ def _text(triple: str, lanes: int) -> str:
 
 
 @lru_cache(maxsize=1)
-def _functions() -> dict[str, Callable[[int, int, int, int], int]]:
+def _makers() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What makes a function that copies rows, and one that converts them."""
     target = host_target("native")
     names = ("diptych_copy", "diptych_convert")
     code = Code(_text(target.triple, target.lanes), target, names)
-    kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 4)
-    found: dict[str, Any] = {name: kind(code.address(name)) for name in names}
-    for function in found.values():
-        function.code = code  # as long as the function, so the code
-    return found
+    return builtin(code, names[0]), builtin(code, names[1])
