@@ -276,13 +276,33 @@ def test_processes_that_share_an_empty_cache_agree_also_when_one_is_killed(tmp_p
     assert begin().communicate(timeout=100)[0] in outputs
 
 
+def test_a_longer_chain_of_the_same_kernels_is_other_code(tmp_path, monkeypatch):
+    """It has more buffers, for which its entry has room."""
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
+
+    def repeated(layers):
+        def call(x):
+            for _ in range(layers):
+                x = dp.exp(x) * 0.1
+                x = x * x + x
+            return x
+
+        return recorded(call, (100, 100))
+
+    made = [engine.Executable(repeated(layers), {0: (100, 1)}, {}) for layers in (3, 9)]
+    assert made[0].compiled.module.forms == made[1].compiled.module.forms
+    assert [m.code.compiled for m in made] == [True, True]
+    x = np.random.default_rng(0).random((100, 100), np.float32)
+    assert made[1].run([x])[0].tobytes() == interpret.run(repeated(9), [x])[0].tobytes()
+
+
 def test_object_code_is_found_by_what_a_graph_is(tmp_path, monkeypatch):
     """Without the text being made; another graph, layout, operator of an author or compiler finds
     none."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
 
-    def run(call, turned=False):
-        graph = recorded(call, (3, 5))
+    def run(call, turned=False, more=()):
+        graph = recorded(call, (3, 5), *more)
         made = engine.Executable(graph, {0: (1, 3) if turned else (5, 1)}, {})
         return made, "functions" in vars(made.compiled.module)
 
@@ -301,5 +321,6 @@ def test_object_code_is_found_by_what_a_graph_is(tmp_path, monkeypatch):
         return dp.add(dp.exp(x), 2.0)
 
     assert run(shifted)[1]
+    assert run(lambda x, y: dp.exp(x), more=[(4,)])[1]  # the pool is in another slot
     monkeypatch.setattr(code, "_compiler", lambda: "another")
     assert run(dp.exp)[1]

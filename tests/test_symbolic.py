@@ -381,6 +381,16 @@ def test_an_error_in_a_general_executable_names_the_line_of_its_own_run():
         loss.item()
 
 
+def test_a_few_sizes_keep_their_memory():
+    graph, _ = recorded(next(c for c in CASES if c.name == "exp"), 37)
+    executable = engine.compile(graph, "cpu")
+    for size in range(2, 2 * engine.KEPT):
+        rows = np.zeros((3, size), np.float32)
+        executable.at({"S": size}).run([rows, *[rows] * (len(graph.inputs) - 1)])
+    kept = [sizes for sizes, made in executable.bound.items() if made.frames]
+    assert kept == [(size,) for size in range(engine.KEPT, 2 * engine.KEPT)]
+
+
 @pytest.mark.parametrize("rows", [2, 1017, 1018, 1019, 2041])
 def test_more_than_a_million_terms_are_summed_in_blocks_of_blocks(rows):
     """Sums of rows * 1030 terms, on both sides of 2^20 and 2^21."""

@@ -129,6 +129,24 @@ def test_a_call_that_goes_on_keeps_its_pool(monkeypatch):
     assert (dp.matmul(a, a).numpy() == 256.0).all()
 
 
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_system_that_allows_few_threads(monkeypatch, allowed):
+    expected, start, begun = train(2), threading.Thread.start, []
+    monkeypatch.setenv("DIPTYCH_CACHE", "")
+
+    def refuse(thread):
+        if len(begun) == allowed:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert train(5) == expected
+    assert len(threads._pool._workers) == allowed
+    texts = [threads.pool_text(llvm.host_target("native").triple)] * 3
+    assert len(llvm.objects(texts, llvm.host_target("native"), threads=3)) == 3
+
+
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "2", 10**6])
 def test_a_bad_number_of_threads(count):
     with pytest.raises(DiptychError, match="whole number from 1 to 1024"):

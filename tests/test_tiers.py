@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -313,6 +314,24 @@ def test_a_process_ends_while_it_compiles():
     done = run("print(dp.why()[-1].how)")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{HASTY}\n"
+
+
+def test_the_end_of_a_process_waits_for_one_part_only(monkeypatch):
+    monkeypatch.setattr(background, "_closing", False)
+    made, began = [], threading.Event()
+
+    def make():
+        for part in range(500):
+            made.append(part)
+            began.set()
+            time.sleep(0.01)
+            background.between()
+
+    background.submit(background.Job(make))
+    began.wait()
+    background._close()
+    background._waiting.clear()
+    assert len(made) < 100 and background._worker is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -110,7 +110,8 @@ def test_scan_has_the_bits_of_the_loader_loop(name, dropout, rows):
 
     def run(mode):
         dp.manual_seed(5)
-        model = nn.Sequential(nn.Linear(20, 9), nn.ReLU(), nn.Dropout(dropout), nn.Linear(9, 10))
+        layers = [nn.Linear(20, 9), nn.ReLU(), nn.Dropout(dropout), nn.Linear(9, 10)]
+        model = nn.Sequential(nn.Dropout(dropout), *layers)  # two streams of random numbers
         optimizer = OPTIMIZERS[name](model.parameters())
         loader = dp.data.DataLoader(dataset, 16, shuffle=True, seed=2)
 

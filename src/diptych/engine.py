@@ -143,11 +143,8 @@ class Frame:
         table[pool + 1] = address(executable.words)
 
     def bad_position(self, check: int) -> int:
-        """The position that failed a check, which is forgotten."""
-        places = self.words[self.first_check :]
-        bad = int(places[2 * check])
-        places[:] = 0
-        return bad
+        """The position that failed a check; the frame is not used again."""
+        return int(self.words[self.first_check + 2 * check])
 
 
 class Flight:

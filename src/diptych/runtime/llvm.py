@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from threading import Thread
 from typing import Any
@@ -187,6 +187,16 @@ class Work:
             return None
 
 
+def started(threads: Iterable[Thread]) -> list[Thread]:
+    """The threads that the system lets start: it may allow no more."""
+    running = []
+    with suppress(RuntimeError):
+        for thread in threads:
+            thread.start()
+            running.append(thread)
+    return running
+
+
 def objects(
     texts: Sequence[str],
     target: Target,
@@ -198,9 +208,7 @@ def objects(
     each, and may raise."""
     work = Work(texts, target, level)
     others = min(threads, len(texts)) - 1
-    helpers = [Thread(target=work.do) for _ in range(others)]
-    for helper in helpers:
-        helper.start()
+    helpers = started(Thread(target=work.do) for _ in range(others))
     work.do(between)
     for helper in helpers:
         helper.join()

@@ -29,6 +29,7 @@ from diptych import config
 from diptych.compiler import modes
 from diptych.errors import DiptychError
 from diptych.runtime.code import Code, host_target
+from diptych.runtime.llvm import started
 
 CHUNKS_PER_THREAD = 4
 MOST_CHUNKS = 65535
@@ -384,22 +385,21 @@ def _code() -> Code:
 
 
 class Pool:
-    """`threads` - 1 workers beside the caller; `address` is what a table of pointers carries."""
+    """`threads` - 1 workers beside the caller, or as many as the system allows; `address` is what a
+    table of pointers carries."""
 
     def __init__(self, threads: int) -> None:
         self._code = _code()
         self._memory = np.zeros(WORDS + 8, np.int64)
         self.address = -(-self._memory.ctypes.data // 64) * 64
         self._call("diptych_start")
-        ctypes.c_int64.from_address(self.address + 8 * THREADS).value = threads
-        self._workers = [
+        self._workers = started(
             threading.Thread(
                 target=self._call, args=("diptych_worker",), name=f"diptych-{n}", daemon=True
             )
             for n in range(1, threads)
-        ]
-        for worker in self._workers:
-            worker.start()
+        )
+        ctypes.c_int64.from_address(self.address + 8 * THREADS).value = 1 + len(self._workers)
         self._finish = self._code.functions["diptych_finish"]
 
     def finish(self) -> int:
