@@ -13,7 +13,7 @@ from diptych import data, engine, nn, optim
 from diptych.compiler.blocks import LEVEL, helpers
 from diptych.dtypes import f32
 from diptych.dynamic import set_eager
-from diptych.errors import DiptychError, ShapeError, ValueRangeError
+from diptych.errors import DiptychError, InternalError, ShapeError, ValueRangeError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
 from diptych.runtime.code import Code, host_target
@@ -363,6 +363,17 @@ def test_a_size_that_follows_from_another_and_is_0_has_code_of_its_own():
 
     for n in (10, 12, 2, 3):
         assert total(n).tobytes() == np.float32(1.5 * (n - 2)).tobytes()
+
+
+def test_an_error_of_ours_is_not_taken_for_a_size_that_is_special(monkeypatch):
+    def broken(*_):
+        raise InternalError("a rule is wrong")
+
+    fresh_panel()
+    dp.exp(dp.tensor(np.ones(4, np.float32))).numpy()
+    monkeypatch.setattr("diptych.families.Rewriter._node", broken)
+    with pytest.raises(InternalError, match="a rule is wrong"):
+        dp.exp(dp.tensor(np.ones(5, np.float32))).numpy()
 
 
 def test_a_number_that_was_derived_wrongly_is_seen():

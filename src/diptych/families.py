@@ -16,7 +16,7 @@ from diptych import engine
 from diptych.compiler.kernels import row_major
 from diptych.compiler.simplify import simplify
 from diptych.dtypes import Dim, Dimension, Shape, TensorType, bind
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, InternalError
 from diptych.graph.node import Constant, Graph, Input, Node
 from diptych.ops.reduce import Extent
 
@@ -143,7 +143,9 @@ def generalised(
     rewriter = Rewriter(before, now)
     try:
         graph = rewriter.graph()
-    except (Special, DiptychError):
+    except InternalError:
+        raise
+    except (Special, DiptychError):  # a rule that needs the number, or sizes that differ in it
         return None
     if not rewriter.defined:
         return None

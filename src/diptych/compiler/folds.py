@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from diptych.compiler.scalars import llvm_type
 from diptych.dtypes import bool_, f64, i32, i64
+from diptych.errors import InternalError
 from diptych.kernel import expr as k
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class FoldRule:
         """The value of a fold over nothing."""
         if self.kind in ("sum", "contract", "scatter", "any", "prod", "all"):
             return self._constant({"prod": 1, "all": True}.get(self.kind, 0), 1)
-        raise AssertionError(f"{self.kind} of nothing")
+        raise InternalError(f"{self.kind} of nothing")
 
     def sum_start(self, lanes: int) -> str:
         """x + -0 is x for every x, so a sum that starts from -0 starts from its first term."""

@@ -20,6 +20,7 @@ from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.compiler.target import Target
 from diptych.compiler.tiling import choose_tile
 from diptych.dtypes import Dim, Dimension, Shape, TensorType, i64, product
+from diptych.errors import InternalError
 from diptych.graph.node import Constant, Graph, Node, Source
 from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
@@ -120,7 +121,7 @@ class Fusion:
         source = node.inputs[0]
         base = self.buffers.get(id(source))
         if base is None:
-            raise AssertionError(f"{source!r} has no memory")
+            raise InternalError(f"{source!r} has no memory")
         shape = node.type.shape
         if base.strides != row_major(source.type.shape):
             base = self._copy(source)
