@@ -7,7 +7,6 @@ the buffers of the real step, so each row is that kernel alone, with warm caches
 import argparse
 import statistics
 import time
-from array import array
 
 import numpy as np
 from growth import training_step
@@ -18,6 +17,7 @@ from diptych.compiler import ENTRY
 from diptych.compiler.driver import Module
 from diptych.compiler.memory import place
 from diptych.data import ArrayDataset, DataLoader
+from diptych.runtime.call import address
 from diptych.runtime.code import Code, host_target
 from diptych.runtime.threads import pool_address
 
@@ -65,25 +65,24 @@ def recorded(options):
 
 def profile(executable, inputs):
     """(seconds a call, kernel) for every kernel of an executable."""
-    compiled, pointer = executable.compiled, "__array_interface__"
+    compiled = executable.compiled
     results = [engine.empty(shape, dtype) for shape, dtype in executable.outputs]
     for n, given in executable.donated.items():
         results[n] = inputs[given]
-    status = array("q", bytes(16 * len(compiled.checks) + 8))
-    places = [a for a in (*inputs, *results, *executable.constants)]
-    pointers = [getattr(a, pointer)["data"][0] for a in places]
-    words = getattr(executable.words, pointer)["data"][0]
-    table = array("q", [*pointers, status.buffer_info()[0], pool_address(), words])
+    status = np.zeros(2 * len(compiled.checks) + 1, np.int64)
+    places = [*inputs, *results, *executable.constants, status]
+    last = [pool_address(), address(executable.words)]
+    table = np.array([*map(address, places), *last], np.int64)
     arena = engine.empty((max(executable.arena_bytes, 1),), np.uint8)
-    addresses = table.buffer_info()[0], getattr(arena, pointer)["data"][0]
+    addresses = address(table), address(arena)
     executable.code.functions[ENTRY](*addresses)
     target = host_target(config.cpu())
     offsets, _ = place(compiled.temporaries, executable.sizes)
     found = []
     for kernel in compiled.kernels:
         module = Module([kernel], target, len(table) - 2, compiled.table)
-        words = array("q", module.words(executable.sizes, offsets))
-        table[-1] = words.buffer_info()[0]
+        words = np.array(module.words(executable.sizes, offsets), np.int64)
+        table[-1] = address(words)
         code = Code(module.text, target, [ENTRY])
         found.append((timed(code.functions[ENTRY], addresses), kernel))
     return found
