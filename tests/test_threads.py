@@ -11,7 +11,7 @@ import pytest
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych import engine, nn, optim
+from diptych import config, engine, nn, optim
 from diptych.errors import DiptychError
 from diptych.runtime import llvm, threads
 
@@ -151,3 +151,10 @@ def test_a_system_that_allows_few_threads(monkeypatch, allowed):
 def test_a_bad_number_of_threads(count):
     with pytest.raises(DiptychError, match="whole number from 1 to 1024"):
         dp.set_threads(count)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1025", "two", "²", "1.0"])
+def test_a_bad_number_in_the_environment(monkeypatch, text):
+    monkeypatch.setenv("DIPTYCH_THREADS", text)
+    with pytest.raises(DiptychError, match="DIPTYCH_THREADS takes a whole number from 1 to 1024"):
+        config.threads()

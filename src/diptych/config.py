@@ -11,7 +11,7 @@ def _number(name: str, default: int, low: int, high: int) -> int:
     text = os.environ.get(name, "")
     if not text:
         return default
-    if not text.isdigit() or not low <= int(text) <= high:
+    if not text.isdecimal() or not low <= int(text) <= high:
         raise DiptychError(
             f"{name} takes a whole number from {low} to {high}", repr(text), f"unset {name}"
         )
