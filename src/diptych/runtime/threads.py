@@ -158,7 +158,7 @@ def _sleep() -> list[str]:
         "  br i1 %awake, label %woken, label %doze",
         "doze:",
         "  %w = call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)",
-        "  br label %check",
+        "  br label %woken",  # for what comes next, where the caller was faster
         "woken:",
         "  %out = atomicrmw sub ptr %sleepers, i64 1 seq_cst",
         "  %u = call i32 @pthread_mutex_unlock(ptr %mutex)",
