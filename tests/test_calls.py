@@ -14,7 +14,7 @@ import diptych as dp
 import diptych.nn.functional as F
 from diptych import nn, optim
 from diptych.errors import DtypeError, FeedError, ValueRangeError
-from diptych.runtime import call, checks
+from diptych.runtime import call, checks, steady
 from diptych.static.executor import STREAK, Plan
 
 rng = np.random.default_rng(0)
@@ -27,7 +27,7 @@ FACTOR = 2.0
 def native(request, monkeypatch):
     """Whether calls are checked in native code."""
     if not request.param:
-        monkeypatch.setattr(checks, "_maker", lambda: None)
+        monkeypatch.setattr(steady, "_maker", lambda: None)
     return request.param
 
 
@@ -519,16 +519,19 @@ def test_a_process_may_end_in_a_call():
         assert (done.returncode, done.stdout.strip()) == (0, b"end"), done.stderr
 
 
-def test_without_a_trampoline_there_are_no_checks(monkeypatch, add_to):
+def test_without_a_trampoline_there_are_no_checks(monkeypatch, looks, add_to):
     """As on an interpreter whose objects are laid out in another way."""
     monkeypatch.setattr(checks, "trampoline", lambda: None)
-    checks._maker.cache_clear()
+    for known in (checks.reads_right, steady._maker):
+        known.cache_clear()
     try:
         _, run = add_to
         for n in range(1, 8):
             assert run(ones(2, 3)).tolist() == np.full((2, 3), 2 * n).tolist()
+        assert len(looks) == 7
     finally:
-        checks._maker.cache_clear()
+        for known in (checks.reads_right, steady._maker):
+            known.cache_clear()
 
 
 def test_a_native_call_lets_others_run():
@@ -551,3 +554,40 @@ def test_a_native_call_lets_others_run():
     stop.set()
     other.join()
     assert call.trampoline() is None or meanwhile > 100
+
+
+def test_programs_and_fetches_that_alternate(looks):
+    """Each has a call of its own; what was recorded since, or another list or dict, is seen."""
+    weight = dp.Parameter(ones(2, 3))
+    with dp.Program() as first:
+        x = dp.data("x", [2, 3])
+        double, sum_ = x * 2.0 * weight, x + weight
+    with dp.Program() as second:
+        triple = dp.data("x", [2, 3]) * 3.0
+    executor, given = dp.Executor(), ones(2, 3)
+    for _ in range(3 * STREAK):
+        (a,) = executor.run(first, {"x": given}, [double])
+        b, c = executor.run(first, {"x": given}, [sum_, double])
+        (d,) = executor.run(second, {"x": given}, [triple])
+        assert [v.flat[0] for v in (a, b, c, d)] == [2, 2, 2, 3]
+    assert len(looks) == 3 * STREAK
+    with first:
+        half = double * 0.25
+    for fetch in ([half], ["multiply"], (half,)):
+        assert executor.run(first, {"x": given}, fetch)[0].shape == (2, 3)
+    with pytest.raises(FeedError):
+        executor.run(second, {"y": given}, [triple])
+    with pytest.raises(FeedError):
+        executor.run(second, {"x": given, "y": given}, [triple])
+
+
+def test_a_program_that_was_run_often_is_let_go():
+    weight = dp.Parameter(ones(2, 3))
+    with dp.Program() as program:
+        out = dp.data("x", [2, 3]) * weight
+    for _ in range(3 * STREAK):
+        program.run({"x": ones(2, 3)}, [out])
+    gone = weakref.ref(program)
+    del program, out
+    gc.collect()
+    assert gone() is None

@@ -23,8 +23,9 @@ from diptych.dtypes import Dim, Dimension, Shape, bind, symbols
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
-from diptych.runtime import call
+from diptych.runtime import call, steady
 from diptych.runtime.call import address
+from diptych.runtime.checks import Checks
 from diptych.runtime.code import Code, Source, assembly, host_target
 from diptych.runtime.llvm import USUAL
 from diptych.runtime.threads import Pool, pool_address, running_pool, threads
@@ -143,8 +144,10 @@ class Frame:
         table[pool + 1] = address(executable.words)
 
     def bad_position(self, check: int) -> int:
-        """The position that failed a check; the frame is not used again."""
-        return int(self.words[self.first_check + 2 * check])
+        """The position that failed a check, which is forgotten here."""
+        bad = int(self.words[self.first_check + 2 * check])
+        self.words[self.first_check :] = 0
+        return bad
 
 
 class Flight:
@@ -315,7 +318,7 @@ class Executable:
             frame = self._frame()
         failed = self.trampoline(frame.address, inputs, results, pool_address())
         if failed:
-            self._raise(failed, frame.bad_position(failed - 1))
+            self.raise_failed(failed, frame)
         self.frames.append(frame)
         return results
 
@@ -334,6 +337,19 @@ class Executable:
             return None
         frame = self.frames.pop() if self.frames else self._frame()
         return Flight(self, frame, pool, later, inputs, self._outputs(inputs))
+
+    def steady(
+        self, checks: Checks, live: Sequence[Callable[[], Array]], wanted: int
+    ) -> tuple[steady.Call, Frame] | None:
+        """A call of this for arguments for which `checks` hold, as `runtime.steady` says, and the
+        frame that it uses, which is to be kept as long."""
+        frame = self._frame()
+        made = steady.steady_call(checks, frame.address, live, self.places, wanted)
+        return None if made is None else (made, frame)
+
+    def raise_failed(self, check: int, frame: Frame) -> None:
+        """The error of a check, which was the first of a call that failed."""
+        self._raise(check, frame.bad_position(check - 1))
 
     def _raise(self, failed: int, bad: int) -> None:
         check = self.compiled.checks[failed - 1]

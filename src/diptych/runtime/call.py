@@ -88,22 +88,26 @@ def _copy(what: str, first: str, count: int) -> list[str]:
     ]
 
 
-def _function(name: str, call: list[str]) -> list[str]:
-    """`name(address of a frame, inputs, outputs, address of the pool)`, called from Python: fill
-    the table of the frame, and call its entry with the table and the arena as the lines of `call`
-    do."""
+NOW = ["  %code = call i64 %function(ptr %table, ptr %arena)"]
+LATER = [
+    f"  %hand.at = getelementptr ptr, ptr %pool, i64 {HAND_OVER}",
+    "  %hand = load ptr, ptr %hand.at",
+    "  %code = call i64 %hand(ptr %pool, ptr %function, ptr %table, ptr %arena)",
+]
+DECLARATIONS = [
+    "declare ptr @PyLong_AsVoidPtr(ptr)",
+    "declare ptr @PyLong_FromLongLong(i64)",
+    "declare ptr @PyEval_SaveThread()",
+    "declare void @PyEval_RestoreThread(ptr)",
+]
+
+
+def call_text(name: str, call: list[str]) -> list[str]:
+    """`name(frame, inputs, outputs, pool)`: fill the table of the frame from two lists of arrays,
+    and call its entry with the table and the arena as the lines of `call` do."""
     return [
-        f"define ptr @{name}(ptr %self, ptr %given, i64 %number) {{",
+        f"define internal i64 @{name}(ptr %frame, ptr %inputs, ptr %outputs, ptr %pool) {{",
         "entry:",
-        "  %inputs.at = getelementptr ptr, ptr %given, i64 1",
-        "  %outputs.at = getelementptr ptr, ptr %given, i64 2",
-        "  %pool.given.at = getelementptr ptr, ptr %given, i64 3",
-        "  %frame.given = load ptr, ptr %given",
-        "  %inputs = load ptr, ptr %inputs.at",
-        "  %outputs = load ptr, ptr %outputs.at",
-        "  %pool.given = load ptr, ptr %pool.given.at",
-        "  %frame = call ptr @PyLong_AsVoidPtr(ptr %frame.given)",
-        "  %pool = call ptr @PyLong_AsVoidPtr(ptr %pool.given)",
         f"  %table = getelementptr i64, ptr %frame, i64 {TABLE}",
         "  %inputs.first = add i64 0, 0",
         *_copy("inputs", "entry", INPUTS),
@@ -119,6 +123,26 @@ def _function(name: str, call: list[str]) -> list[str]:
         "  %thread = call ptr @PyEval_SaveThread()",
         *call,
         "  call void @PyEval_RestoreThread(ptr %thread)",
+        "  ret i64 %code",
+        "}",
+    ]
+
+
+def _function(name: str, call: list[str]) -> list[str]:
+    """`name(address of a frame, inputs, outputs, address of the pool)`, called from Python."""
+    return [
+        *call_text(f"{name}_of", call),
+        f"define ptr @{name}(ptr %self, ptr %given, i64 %number) {{",
+        "  %inputs.at = getelementptr ptr, ptr %given, i64 1",
+        "  %outputs.at = getelementptr ptr, ptr %given, i64 2",
+        "  %pool.at = getelementptr ptr, ptr %given, i64 3",
+        "  %frame.given = load ptr, ptr %given",
+        "  %inputs = load ptr, ptr %inputs.at",
+        "  %outputs = load ptr, ptr %outputs.at",
+        "  %pool.given = load ptr, ptr %pool.at",
+        "  %frame = call ptr @PyLong_AsVoidPtr(ptr %frame.given)",
+        "  %pool = call ptr @PyLong_AsVoidPtr(ptr %pool.given)",
+        f"  %code = call i64 @{name}_of(ptr %frame, ptr %inputs, ptr %outputs, ptr %pool)",
         "  %answer = call ptr @PyLong_FromLongLong(i64 %code)",
         "  ret ptr %answer",
         "}",
@@ -127,19 +151,11 @@ def _function(name: str, call: list[str]) -> list[str]:
 
 def _text(triple: str) -> str:
     """`diptych_call` calls at once; `diptych_later` has the pool do it."""
-    later = [
-        f"  %hand.at = getelementptr ptr, ptr %pool, i64 {HAND_OVER}",
-        "  %hand = load ptr, ptr %hand.at",
-        "  %code = call i64 %hand(ptr %pool, ptr %function, ptr %table, ptr %arena)",
-    ]
     lines = [
         f'target triple = "{triple}"',
-        "declare ptr @PyLong_AsVoidPtr(ptr)",
-        "declare ptr @PyLong_FromLongLong(i64)",
-        "declare ptr @PyEval_SaveThread()",
-        "declare void @PyEval_RestoreThread(ptr)",
-        *_function("diptych_call", ["  %code = call i64 %function(ptr %table, ptr %arena)"]),
-        *_function("diptych_later", later),
+        *DECLARATIONS,
+        *_function("diptych_call", NOW),
+        *_function("diptych_later", LATER),
         "define i64 @diptych_second(ptr %table, ptr %arena) {",
         "  %at = getelementptr i64, ptr %table, i64 1",
         "  %second = load i64, ptr %at",

@@ -4,31 +4,30 @@ A step that is called again and again finds the same objects at the same places:
 names, types of arguments, memory of parameters. Python needs some 50 ns to look at one of them, and
 a step looks at fifty. Here each is a line of four words, an operation and what it is about, and one
 native function goes through the lines. It asks Python's own functions (what a dict has under a key,
-what an attribute is); only the head of an object and the fields of an array are read from memory,
+what an attribute is); only heads of objects, slots and the fields of an array are read from memory,
 as numpy's C interface lays them out, which is tried once on what cannot be read wrongly.
 
-The answer is the list of arrays for the native call, or None where anything at all is different:
-whoever asks has a way in Python to find out what that means. Nothing is changed by asking.
+The answer is the list of arrays for the native call, which `steady` goes on to make, or None where
+anything at all is different: whoever asks has a way in Python to find out what that means. Nothing
+is changed by asking.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from diptych.runtime.call import HEAD, address, builtin, trampoline
-from diptych.runtime.code import Code, host_target
+from diptych.runtime.call import HEAD, address, trampoline
 
 Array = np.ndarray[Any, Any]
-Function = Callable[..., list[Array] | None]
 
-END, ITEM, ABSENT, ATTRIBUTE, LENGTH, ELEMENT, ENTRY, TRUE, ARGUMENT, VALUE = range(10)
-COUNT, NONE, USUAL, NODE_NAME, VALUE_NAME, LINES = range(6)  # words; the lines follow
-NODE, HELD = "node", "value"  # the attributes that lead from a handle to its array
+END, ITEM, ABSENT, ATTRIBUTE, LENGTH, ELEMENT, ENTRY, TRUE, VALUE = range(9)
+ARGUMENT, SAME, LISTED, NAMED, FED = range(9, 14)  # of arguments
+COUNT, NONE, USUAL, NODE, NODE_OFFSET, VALUE_OFFSET, LINES = range(7)  # words; the lines follow
 
 # Fields of an array, in bytes: numpy's PyArrayObject. A form has the same in words.
 DATA, RANK, DIMS, STRIDES, DESCR = HEAD, HEAD + 8, HEAD + 16, HEAD + 24, HEAD + 40
@@ -51,24 +50,24 @@ declare void @PyErr_Clear()
 declare void @Py_IncRef(ptr)
 declare void @Py_DecRef(ptr)
 
-define ptr @diptych_check(ptr %self, ptr %given, i64 %count) {{
+define internal ptr @inputs(ptr %words, ptr %given, i64 %count) {{
 entry:
   %place = alloca i64
   %key = alloca ptr
   %held = alloca ptr
-  %words.at = getelementptr i8, ptr %self, i64 {DATA}
-  %words = load ptr, ptr %words.at
   %count.at = getelementptr i64, ptr %words, i64 {COUNT}
   %none.at = getelementptr i64, ptr %words, i64 {NONE}
   %usual.at = getelementptr i64, ptr %words, i64 {USUAL}
-  %node.name.at = getelementptr i64, ptr %words, i64 {NODE_NAME}
-  %value.name.at = getelementptr i64, ptr %words, i64 {VALUE_NAME}
+  %node.at = getelementptr i64, ptr %words, i64 {NODE}
+  %node.offset.at = getelementptr i64, ptr %words, i64 {NODE_OFFSET}
+  %value.offset.at = getelementptr i64, ptr %words, i64 {VALUE_OFFSET}
   %first = getelementptr i64, ptr %words, i64 {LINES}
   %wanted = load i64, ptr %count.at
   %none = load ptr, ptr %none.at
   %usual = load ptr, ptr %usual.at
-  %node.name = load ptr, ptr %node.name.at
-  %value.name = load ptr, ptr %value.name.at
+  %want.node = load ptr, ptr %node.at
+  %node.offset = load i64, ptr %node.offset.at
+  %value.offset = load i64, ptr %value.offset.at
   %list = call ptr @PyList_New(i64 0)
   %no.memory = icmp eq ptr %list, null
   br i1 %no.memory, label %raise, label %counted
@@ -100,6 +99,10 @@ look:
     i64 {ENTRY}, label %entry_
     i64 {TRUE}, label %true
     i64 {ARGUMENT}, label %argument
+    i64 {SAME}, label %same
+    i64 {LISTED}, label %listed
+    i64 {NAMED}, label %named
+    i64 {FED}, label %fed
     i64 {VALUE}, label %value
   ]
 
@@ -161,17 +164,80 @@ argument: ; number, form, whether it is an input
   %argument.now = load ptr, ptr %argument.at
   br label %form
 
+same: ; number, object
+  %s.n = ptrtoint ptr %a to i64
+  %s.at = getelementptr ptr, ptr %given, i64 %s.n
+  %s.now = load ptr, ptr %s.at
+  %is.same = icmp eq ptr %s.now, %b
+  br i1 %is.same, label %good, label %other
+
+listed: ; number, form: of a list its class, length and elements
+  %l.n = ptrtoint ptr %a to i64
+  %l.at = getelementptr ptr, ptr %given, i64 %l.n
+  %l.now = load ptr, ptr %l.at
+  %l.type.at = getelementptr i8, ptr %l.now, i64 8
+  %l.type = load ptr, ptr %l.type.at
+  %l.want.type = load ptr, ptr %b
+  %is.list = icmp eq ptr %l.type, %l.want.type
+  br i1 %is.list, label %list.size, label %other
+list.size:
+  %l.count.at = getelementptr i64, ptr %b, i64 1
+  %l.first = getelementptr i64, ptr %b, i64 2
+  %l.want = load i64, ptr %l.count.at
+  %l.count = call i64 @PyObject_Size(ptr %l.now)
+  %is.count = icmp eq i64 %l.count, %l.want
+  br i1 %is.count, label %elements, label %other
+elements:
+  %e = phi i64 [ 0, %list.size ], [ %e1, %element.same ]
+  %is.all = icmp eq i64 %e, %l.count
+  br i1 %is.all, label %good, label %element.look
+element.look:
+  %e1 = add i64 %e, 1
+  %e.now = call ptr @PyList_GetItem(ptr %l.now, i64 %e)
+  %e.at = getelementptr ptr, ptr %l.first, i64 %e
+  %e.want = load ptr, ptr %e.at
+  %is.element = icmp eq ptr %e.now, %e.want
+  br i1 %is.element, label %element.same, label %other
+element.same:
+  br label %elements
+
+named: ; number, class of dicts, how many names
+  %d.n = ptrtoint ptr %a to i64
+  %d.at = getelementptr ptr, ptr %given, i64 %d.n
+  %d.now = load ptr, ptr %d.at
+  %d.type.at = getelementptr i8, ptr %d.now, i64 8
+  %d.type = load ptr, ptr %d.type.at
+  %is.dict = icmp eq ptr %d.type, %b
+  br i1 %is.dict, label %dict.size, label %other
+dict.size:
+  %d.count = call i64 @PyObject_Size(ptr %d.now)
+  %is.all.names = icmp eq i64 %d.count, %c.number
+  br i1 %is.all.names, label %good, label %other
+
+fed: ; number of an argument that is a dict, name, form
+  %f.n = ptrtoint ptr %a to i64
+  %f.at = getelementptr ptr, ptr %given, i64 %f.n
+  %f.dict = load ptr, ptr %f.at
+  %f.now = call ptr @PyDict_GetItemWithError(ptr %f.dict, ptr %b)
+  %no.feed = icmp eq ptr %f.now, null
+  br i1 %no.feed, label %other, label %form
+
 value: ; handle, form, whether nobody else may hold its node and its array
-  %node = call ptr @PyObject_GetAttr(ptr %a, ptr %node.name)
+  %node.slot = getelementptr i8, ptr %a, i64 %node.offset
+  %node = load ptr, ptr %node.slot
   %no.node = icmp eq ptr %node, null
   br i1 %no.node, label %other, label %has.node
 has.node:
-  %array = call ptr @PyObject_GetAttr(ptr %node, ptr %value.name)
-  call void @Py_DecRef(ptr %node)
+  %node.type.at = getelementptr i8, ptr %node, i64 8
+  %node.type = load ptr, ptr %node.type.at
+  %is.node = icmp eq ptr %node.type, %want.node
+  br i1 %is.node, label %read.node, label %other
+read.node:
+  %value.slot = getelementptr i8, ptr %node, i64 %value.offset
+  %array = load ptr, ptr %value.slot
   %no.array = icmp eq ptr %array, null
   br i1 %no.array, label %other, label %has.array
 has.array: ; the handle holds the node, and the node the array
-  call void @Py_DecRef(ptr %array)
   %nodes = load i64, ptr %node
   %arrays = load i64, ptr %array
   %product = mul i64 %nodes, %arrays
@@ -181,11 +247,12 @@ has.array: ; the handle holds the node, and the node the array
   br i1 %may, label %form, label %other
 
 form: ; exactly an array, with this dtype, rank, dims and strides
-  %it = phi ptr [ %argument.now, %argument ], [ %array, %has.array ]
-  %kept = phi i64 [ %c.number, %argument ], [ 1, %has.array ]
+  %it = phi ptr [ %argument.now, %argument ], [ %array, %has.array ], [ %f.now, %fed ]
+  %kept = phi i64 [ %c.number, %argument ], [ 1, %has.array ], [ 1, %fed ]
+  %like = phi ptr [ %b, %argument ], [ %b, %has.array ], [ %c, %fed ]
   %type.at = getelementptr i8, ptr %it, i64 8
   %type = load ptr, ptr %type.at
-  %want.type = load ptr, ptr %b
+  %want.type = load ptr, ptr %like
   %is.array = icmp eq ptr %type, %want.type
   br i1 %is.array, label %fields, label %other
 fields:
@@ -193,9 +260,9 @@ fields:
   %rank.at = getelementptr i8, ptr %it, i64 {RANK}
   %dims.at = getelementptr i8, ptr %it, i64 {DIMS}
   %strides.at = getelementptr i8, ptr %it, i64 {STRIDES}
-  %want.descr.at = getelementptr i64, ptr %b, i64 {FORM_DESCR}
-  %want.rank.at = getelementptr i64, ptr %b, i64 {FORM_RANK}
-  %want.dims = getelementptr i64, ptr %b, i64 {FORM_DIMS}
+  %want.descr.at = getelementptr i64, ptr %like, i64 {FORM_DESCR}
+  %want.rank.at = getelementptr i64, ptr %like, i64 {FORM_RANK}
+  %want.dims = getelementptr i64, ptr %like, i64 {FORM_DIMS}
   %descr = load ptr, ptr %descr.at
   %rank.short = load i32, ptr %rank.at
   %dims = load ptr, ptr %dims.at
@@ -269,6 +336,7 @@ class Checks:
         self.lines: list[int] = []
         self.held: list[Any] = []  # what the lines name lives as long as they do
         self.arguments = 0
+        self.slots = [0, 0, 0]
 
     def _at(self, it: Any) -> int:
         self.held.append(it)
@@ -310,36 +378,69 @@ class Checks:
         self._line(ARGUMENT, self.arguments, self._form(array), int(is_input))
         self.arguments += 1
 
+    def same_argument(self, it: Any) -> None:
+        """The next argument is this very object."""
+        self._line(SAME, self.arguments, self._at(it))
+        self.arguments += 1
+
+    def list_argument(self, elements: list[Any]) -> None:
+        """The next argument is exactly a list of these very objects."""
+        form = [self._at(list), len(elements), *[self._at(e) for e in elements]]
+        self._line(LISTED, self.arguments, self._words(form))
+        self.arguments += 1
+
+    def dict_argument(self, arrays: Mapping[str, Array]) -> None:
+        """The next argument is exactly a dict of arrays under these names, each with the dtype,
+        dims and strides of the one here: inputs."""
+        self._line(NAMED, self.arguments, self._at(dict), len(arrays))
+        for name, array in arrays.items():
+            self._line(FED, self.arguments, self._at(name), self._form(array))
+        self.arguments += 1
+
     def value(self, handle: Any, alone: bool) -> None:
         """The value of the handle's node has the dtype, dims and strides that it has now, and
-        `alone`: nobody else holds it or the node."""
+        `alone`: nobody else holds it or the node. All handles have their `node` in one slot."""
+        node = handle.node
+        kinds: tuple[Any, Any] = type(handle), type(node)
+        self.slots = [id(kinds[1]), _slot(kinds[0], "node"), _slot(kinds[1], "value")]
         self._line(VALUE, self._at(handle), self._form(handle.node.value), int(alone))
 
     def _form(self, array: Array) -> int:
         about = [self._at(type(array)), self._at(array.dtype), array.ndim]
-        form = np.array([*about, *array.shape, *array.strides], np.int64)
-        self.held.append(form)
-        return address(form)
+        return self._words([*about, *array.shape, *array.strides])
 
-    def function(self) -> Function | None:
-        """The function of the arguments that gives the inputs, or None where something differs;
-        None where objects are not laid out as it reads them."""
-        make = _maker()
-        return None if make is None else self._made(make)
+    def _words(self, numbers: list[int]) -> int:
+        """Where these are in memory."""
+        words = np.array(numbers, np.int64)
+        self.held.append(words)
+        return address(words)
 
-    def _made(self, make: Callable[..., Function]) -> Function:
-        head = [self.arguments, id(None), id(Exception), id(NODE), id(HELD)]
-        return make(np.array([*head, *self.lines, END], np.int64), self.held)
+    def words(self) -> Array:
+        """The lines in memory."""
+        head = [self.arguments, id(None), id(Exception), *self.slots]
+        return np.array([*head, *self.lines, END], np.int64)
+
+
+@lru_cache(maxsize=64)
+def _slot(kind: Any, name: str) -> int:
+    """Where objects of a class have what is in a slot of it, in bytes: found on one that has no
+    more than that. Raises LookupError where it is nowhere, or in more than one place."""
+    marks, places = [object(), object()], set(range(HEAD, kind.__basicsize__ - 7, 8))
+    one: Any = object.__new__(kind)
+    for mark in marks:
+        setattr(one, name, mark)
+        found = {p for p in places if ctypes.c_int64.from_address(id(one) + p).value == id(mark)}
+        places &= found
+    (place,) = places or [-1]
+    if place < 0:
+        raise LookupError(f"{kind.__name__}.{name}")
+    return place
 
 
 @lru_cache(maxsize=1)
-def _maker() -> Callable[..., Function] | None:
-    """What makes functions of lines, where it reads right."""
-    if trampoline() is None or not _laid_out([np.zeros((3, 5), np.float32)[:, ::2]]):
-        return None
-    target = host_target("native")
-    text = f'target triple = "{target.triple}"\n{TEXT}'
-    return builtin(Code(text, target, ["diptych_check"]), "diptych_check")
+def reads_right() -> bool:
+    """Whether objects are laid out as native code reads them here."""
+    return trampoline() is not None and _laid_out([np.zeros((3, 5), np.float32)[:, ::2]])
 
 
 def _laid_out(held: list[Array]) -> bool:

@@ -184,7 +184,9 @@ class Captured:
         for handle in self.without:
             checks.attribute(handle, "_grad", None)
         self.guard.add_to(checks)
-        return plan.as_steady(checks, arrays, self.read)
+        for n, array in enumerate(arrays):
+            checks.argument(array, n in self.read)
+        return plan.as_steady(checks, [arrays[n] for n in self.read])
 
     def handed_out(self, values: list[Array]) -> Any:
         """The result of the function, of what a plan computed."""
@@ -325,7 +327,7 @@ class Compiled:
         self.calls += 1
         last = self.last
         if last is not None and last.steady is not None and not kwargs and not self.check:
-            values = last.steady.run(args)
+            values = last.steady(*args)
             if values is not None:
                 return last.handed_out(values)
         if not kwargs and _same(args, self.form) and self.mode is default_panel().grad_enabled:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from diptych.dtypes import Dim, as_dtype
 from diptych.engine import element_strides
 from diptych.errors import FeedError
 from diptych.graph.node import Graph, Node, Where, input_node, walk
-from diptych.runtime.checks import Checks, Function
+from diptych.runtime.checks import Checks
+from diptych.runtime.threads import pool_address
 from diptych.tensor import Parameter, Tensor, default_panel
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class Executor:
     def __init__(self, device: str | None = None) -> None:
         self.device = device
         self.cache: WeakKeyDictionary[Program, dict[Any, Any]] = WeakKeyDictionary()
-        # The last program, its version, the ids of what was fetched, and the plan for these.
-        self.last: tuple[ref[Program], int, list[int], Plan] | None = None
+        self.steady: Steady | None = None  # of what was run last
 
     def run(
         self,
@@ -66,11 +66,10 @@ class Executor:
 
         `watch(name, where, value)` is called for every node, in the order of the program.
         """
-        if self.last is not None and type(feed) is dict and type(fetch) is list and watch is None:
-            known, version, ids, plan = self.last
-            same = known() is program is not None and program.version == version
-            if same and [*map(id, fetch)] == ids:
-                return plan.run(feed)
+        if self.steady is not None and watch is None:
+            values = self.steady(program, feed, fetch)
+            if values is not None:
+                return values
         if isinstance(program, Startup):
             program.run()
             return []
@@ -83,7 +82,7 @@ class Executor:
                 "executor.run(program, feed={'x': array}, fetch=[loss])",
             )
         if watch is None:
-            return self._plan(program, fetch).run({} if feed is None else feed)
+            return self._run_plan(program, {} if feed is None else feed, fetch)
         wanted = [program.target(f) for f in fetch]
         seen = _visible(program, wanted)
         values = self.run_nodes(program, feed or {}, [*wanted, *seen])
@@ -91,16 +90,26 @@ class Executor:
             watch(node.label or node.op.name, node.where, value)
         return values[: len(wanted)]
 
-    def _plan(self, program: Program, fetch: Sequence[Tensor | str]) -> Plan:
-        """The plan for a choice of fetches, found by their identity."""
+    def _run_plan(
+        self, program: Program, feed: Mapping[str, Any], fetch: Sequence[Tensor | str]
+    ) -> list[Array]:
+        """By the plan for a choice of fetches, which is found by their identity."""
         plans = self.cache.setdefault(program, {})
         key = (program.version, "fetch", *map(id, fetch))
         found = plans.get(key)
         if found is None:  # the fetches are kept, so that nothing else gets their ids
             plan = self._plan_of_nodes(program, [program.target(f) for f in fetch])
             found = plans[key] = (plan, tuple(fetch))
-        self.last = (ref(program), program.version, [*map(id, fetch)], found[0])
-        return found[0]
+        plan = found[0]
+        if plan.steady is not None and plan.steady is not self.steady:
+            self.steady = plan.steady
+            values = self.steady(program, feed, fetch)
+            if values is not None:
+                return values
+        values = plan.run(feed)
+        if plan.streak == STREAK and type(feed) is dict and type(fetch) is list:
+            self.steady = plan.steady = plan.as_steady_run(program, feed, fetch)
+        return values
 
     def trace(self, program: Program, feed: Mapping[str, Any] | None = None) -> Trace:
         """Run, and show every value beside the line that made it."""
@@ -180,31 +189,34 @@ class Ready:
         self.held: list[int] = []
 
 
-class Steady:
-    """The call of a plan that is like the one before it: native code sees that it is (see
-    `runtime.checks`), and only what is read anew at every run is left to do before the call."""
+Steady = Callable[..., list[Array] | None]
 
-    def __init__(
-        self, check: Function, executable: Any, live: list[Callable[[], Any]], wanted: int
-    ) -> None:
-        self.check, self.live, self.run_on, self.wanted = check, live, executable.run, wanted
 
-    def run(self, args: Iterable[Any]) -> list[Array] | None:
+def steady(
+    checks: Checks, executable: engine.Executable, live: list[Callable[[], Any]], wanted: int
+) -> Steady | None:
+    """The call of a plan that is like the one before it: native code sees that it is, reads what is
+    read anew at every run, and makes the call (see `runtime.steady`). None where it cannot."""
+    made, panel = executable.steady(checks, live, wanted), default_panel()
+    if made is None:
+        return None
+    call, frame = made
+
+    def run(*args: Any) -> list[Array] | None:
         """What was fetched; None where anything is different."""
-        panel = default_panel()
-        panel.lock.acquire()  # `with` costs twice as much
+        lock = panel.lock
+        lock.acquire()  # `with` costs twice as much
         try:
             panel.finish()
-            inputs = self.check(*args)
-            if inputs is None:
-                return None
-            for read in self.live:
-                inputs.append(read())
-            results: list[Array] = self.run_on(inputs)
-            del inputs, results[self.wanted :]  # who waits for the lock counts who holds the state
-            return results
+            results = call(pool_address(), *args)
         finally:
-            panel.lock.release()
+            lock.release()
+        if type(results) is int:
+            executable.raise_failed(results, frame)
+        engine.STATISTICS.calls += 1
+        return results  # type: ignore[return-value]
+
+    return run
 
 
 class Plan:
@@ -239,18 +251,11 @@ class Plan:
     def run(self, feed: Mapping[str, Any]) -> list[Array]:
         """Fetched values for values by the names of placeholders."""
         if len(feed) == len(self.names):
-            if self.steady is not None:
-                values = self.steady.run(map(feed.get, self.names))
-                if values is not None:
-                    return values
             given: list[Any] = [feed.get(name) for name in self.names]
             arrays = all([type(a) is np.ndarray for a in given])
             same = arrays and [a.shape for a in given] == self.shapes
             if same and all(map(is_, [a.dtype for a in given], self.dtypes)):
-                results = self.call(given, self.sizes)
-                if self.streak == STREAK:
-                    self.steady = self.as_steady(Checks(), given, range(len(given)))
-                return results
+                return self.call(given, self.sizes)
         unknown = set(feed) - set(self.program.feeds)
         if unknown:
             raise FeedError(
@@ -303,39 +308,45 @@ class Plan:
                     del state
                 ready = self._ready(inputs, held, sizes, self.device or panel.device)
                 self.streak = 0
-            self.streak += 1
+            self.streak += type(ready.executable) is engine.Executable  # whose code is the last one
             results: list[Array] = ready.executable.run(inputs)
             if not ready.in_place:
                 self._bind(results)
             del inputs, results[len(self.wanted) :]
         return results
 
-    def as_steady(
-        self, checks: Checks, args: Sequence[Array], inputs: Container[int]
+    def as_steady_run(
+        self, program: Program, feed: dict[str, Any], fetch: list[Tensor | str]
     ) -> Steady | None:
-        """How a call with arguments like these, some of them inputs, is made that finds everything
-        as the last one did and as the checks say; None where Python has to look."""
+        """How `Executor.run` makes a call like this one: of a program, a dict and a list."""
+        if feed.keys() != set(self.names) or not all(type(a) is np.ndarray for a in feed.values()):
+            return None
+        checks = Checks()
+        checks.same_argument(program)
+        checks.dict_argument({name: feed[name] for name in self.names})
+        checks.list_argument(fetch)
+        checks.attribute(program, "version", program.version)
+        return self.as_steady(checks, [feed[name] for name in self.names])
+
+    def as_steady(self, checks: Checks, given: Sequence[Array]) -> Steady | None:
+        """How a call is made that finds everything as the last one did and as the checks say, which
+        find inputs like those given; None where Python has to look."""
         panel, ready = default_panel(), self.last
-        for n, a in enumerate(args):
-            checks.argument(a, n in inputs)
-        given = [a.strides for n, a in enumerate(args) if n in inputs]
         with panel.lock:
-            if ready is None or not ready.in_place or ready.device == "reference":
+            if ready is None or not ready.in_place:
                 return None
             own = all([type(p).node is Parameter.node for p in self.state])  # type: ignore[misc]
             if not own or any([p.node.value is None for p in self.state]):
                 return None
-            state = [p.node.value.strides for p in self.state]  # type: ignore[union-attr]
-            if given + state != ready.strides[: len(given) + len(state)]:
+            strides = [a.strides for a in given]
+            strides += [p.node.value.strides for p in self.state]  # type: ignore[union-attr]
+            if strides != ready.strides[: len(strides)]:
                 return None
             for slot, parameter in enumerate(self.state, len(self.feeds)):
                 checks.value(parameter, slot in self.slots)
             if self.device is None:
                 checks.attribute(panel, "device", ready.device)
-            check = checks.function()
-        return (
-            None if check is None else Steady(check, ready.executable, self.live, len(self.wanted))
-        )
+            return steady(checks, ready.executable, self.live, len(self.wanted))
 
     def _held(self) -> tuple[list[int], list[Any]]:
         """How many hold the nodes that are updated and the values of the state, and the state."""
