@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from diptych.errors import ValueRangeError
+from diptych.errors import DiptychError, ValueRangeError
 from diptych.nn import init
 from diptych.nn.module import Module
 from diptych.ops import contract, functions, losses, random, shape
@@ -148,12 +148,41 @@ class Flatten(Module):
         return shape.flatten(x, 1)
 
 
+def _module(value: Any) -> Any:
+    """A module, or a list of modules, as it is; anything else is said to be none."""
+    for part in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(part, Module):
+            raise DiptychError(
+                "Sequential takes modules, one after another",
+                f"{_shown(part)}",
+                f"{_instead(part)}",
+            )
+    return value
+
+
+def _shown(value: Any) -> str:
+    name = getattr(value, "__name__", "")
+    if isinstance(value, type):
+        return f"the class {name}"
+    return f"the function {name}" if callable(value) and name else f"{value!r:.60}"
+
+
+def _instead(value: Any) -> str:
+    """The module that somebody meant by a class or a function."""
+    name = str(getattr(value, "__name__", ""))
+    if isinstance(value, type) and issubclass(value, Module):
+        return f"an instance of it, {name}(...)"
+    layers = {c.__name__.lower(): c.__name__ for c in Module.__subclasses__() if c._own}
+    layer = layers.get(name.replace("_", "").lower()) if callable(value) else None
+    return f"nn.{layer}()" if layer else "e.g. nn.ReLU(), or a Module whose forward calls it"
+
+
 class Sequential(Module):
     """Modules one after another; parameters are named 0.weight, 0.bias, 2.weight, ..."""
 
     def __init__(self, *modules: Module) -> None:
         for n, module in enumerate(modules):
-            setattr(self, str(n), module)
+            setattr(self, str(n), _module(module))
 
     def __iter__(self) -> Iterator[Module]:
         return iter([child for _, child in self.children()])
@@ -166,7 +195,7 @@ class Sequential(Module):
 
     def append(self, module: Module) -> Sequential:
         """Add a module at the end."""
-        setattr(self, str(len(self)), module)
+        setattr(self, str(len(self)), _module(module))
         return self
 
     def forward(self, x: Any) -> Any:
