@@ -41,3 +41,17 @@ def test_sequential_drops_nothing(part, cure):
     model = nn.Sequential(nn.Linear(4, 3))
     fails(lambda: model.append(part), cure)
     assert len(model) == 1
+
+
+def test_a_parameter_of_a_module_stays_one():
+    model = nn.Linear(4, 3)
+    shape = (3, 4)
+    for value in (np.zeros(shape), dp.tensor(np.zeros(shape)), 0.0, model.weight * 2.0):
+        fails(lambda v=value: setattr(model, "weight", v), "weight.assign(", "dp.Parameter(")
+    assert [n for n, _ in model.named_parameters()] == ["weight", "bias"]
+    model.weight = dp.Parameter(np.zeros(shape, np.float32))
+    model.bias = None
+    assert not model(X).numpy().any()
+    del model.weight
+    model.weight = model.forward
+    assert model.parameters() == []

@@ -36,6 +36,17 @@ class Module:
         cls._own = cls.__module__.startswith("diptych.")
         cls._direct = cls._own and cls.__call__ is Module.__call__
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A parameter is replaced by another, or by None where a layer does without."""
+        before = vars(self).get(name)
+        if isinstance(before, Parameter) and not isinstance(value, Parameter | None):
+            raise DiptychError(
+                "a parameter of a module is replaced by a parameter",
+                f"{type(self).__name__}.{name} = a {type(value).__name__}",
+                f".{name}.assign(...) gives it a value, dp.Parameter(...) makes another, del first",
+            )
+        super().__setattr__(name, value)
+
     def forward(self, *inputs: Any, **named: Any) -> Any:
         raise DiptychError(
             "a module says what it computes in forward",
