@@ -55,3 +55,30 @@ def test_a_parameter_of_a_module_stays_one():
     del model.weight
     model.weight = model.forward
     assert model.parameters() == []
+
+
+@pytest.mark.parametrize("sign", ["+", "-", "*", "/", "//", "%", "**", "@", "&", "|", "^"])
+def test_a_parameter_is_not_changed_in_place(sign):
+    p = dp.Parameter(np.eye(2, dtype=np.float32))
+    code = compile(f"p {sign}= p", __file__, "exec")
+    for record in (lambda: exec(code, {"p": p}), lambda: dp.compile(lambda: exec(code, {"p": p}))()):
+        fails(record, f"{sign}= on a parameter f32[2,2]", f"p.assign(p {sign} ...)")
+    x = dp.tensor([1.0])
+    x += 1.0
+    assert x.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (1.0, dp.f32), ([1.0, 2.0], dp.f32), (((1.0,), (2,)), dp.f32), (3, dp.i64), ([1], dp.i64),
+        (True, dp.bool_), (np.float64(1), dp.f64), (np.ones(2), dp.f64),
+        (np.ones(2, np.float32), dp.f32), (dp.tensor(np.ones(2)), dp.f64),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_parameters_and_tensors_have_one_rule_for_dtypes(value, dtype):
+    assert dp.tensor(value).dtype == dp.Parameter(value).dtype == dtype
+    if dtype.is_float:
+        assert dp.tensor(value, requires_grad=True).dtype == dtype
+    assert dp.tensor([0.1], dtype="f64").item() == 0.1

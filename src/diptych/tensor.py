@@ -411,6 +411,19 @@ class Tensor(Operand):
         return functions.sigmoid(self)  # type: ignore[no-any-return]
 
 
+def _in_place(sign: str) -> Any:
+    """The method behind `parameter += value`, which would bind the name to a plain tensor."""
+
+    def refused(self: Parameter, other: Any) -> Parameter:
+        raise GraphError(
+            "a parameter takes a new value by assign",
+            f"{sign}= on {self.name or 'a parameter'} {self.type}",
+            f"p.assign(p {sign} ...) instead of p {sign}= ...",
+        )
+
+    return refused
+
+
 class Parameter(Tensor):
     """A tensor that a program may assign: its handle stays, its value is re-bound.
 
@@ -424,7 +437,7 @@ class Parameter(Tensor):
     def __init__(
         self, value: Any, trainable: bool = True, name: str = "", order: str = "F"
     ) -> None:
-        array = host_array(value)
+        array = _plain(value)
         self.order = order
         own = self.memory(array)
         node = input_node(TensorType(array.shape, as_dtype(array.dtype)), name)
@@ -433,6 +446,11 @@ class Parameter(Tensor):
         self.name = name
         self.bind(node, trainable and node.type.dtype.is_float)
         current_panel().created(self)
+
+    __iadd__, __isub__, __imul__ = _in_place("+"), _in_place("-"), _in_place("*")
+    __itruediv__, __ifloordiv__, __imod__ = _in_place("/"), _in_place("//"), _in_place("%")
+    __ipow__, __imatmul__ = _in_place("**"), _in_place("@")
+    __iand__, __ior__, __ixor__ = _in_place("&"), _in_place("|"), _in_place("^")
 
     def memory(self, value: Array) -> Array:
         """A copy in the memory order of this parameter."""
@@ -543,6 +561,13 @@ def no_grad() -> Iterator[None]:
         panel.grad_enabled = before
 
 
+def _plain(value: Any) -> Array:
+    """numpy's array of a value; Python floats, alone or in lists, are f32."""
+    array = host_array(value)
+    own = isinstance(value, float | list | tuple) and not isinstance(value, np.generic)
+    return array.astype(np.float32) if own and array.dtype == np.float64 else array
+
+
 def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with a copy of a number, list or array. Python floats are f32, ints i64.
 
@@ -551,11 +576,10 @@ def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor
     if isinstance(value, Tensor) and not requires_grad:
         snapshot = value.detach()
         return snapshot if dtype is None else snapshot.astype(dtype)
-    array = value if type(value) is np.ndarray else host_array(value)
     if dtype is not None:
-        array = array.astype(as_dtype(dtype).numpy)
-    elif array.dtype == np.float64 and not isinstance(value, np.ndarray | np.generic):
-        array = array.astype(np.float32)
+        array = host_array(value).astype(as_dtype(dtype).numpy)
+    else:
+        array = value if type(value) is np.ndarray else _plain(value)
     made: Tensor = current_panel().array(array)
     made.node.where = author_line()
     return made.requires_grad_() if requires_grad else made
