@@ -5,7 +5,7 @@ import pytest
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych import nn
+from diptych import nn, optim
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 Y = np.arange(6) % 3
@@ -82,3 +82,72 @@ def test_parameters_and_tensors_have_one_rule_for_dtypes(value, dtype):
     if dtype.is_float:
         assert dp.tensor(value, requires_grad=True).dtype == dtype
     assert dp.tensor([0.1], dtype="f64").item() == 0.1
+
+
+MAKE = {
+    "sgd": lambda p: optim.SGD(p, lr=0.1),
+    "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
+    "adam": lambda p: optim.Adam(p, lr=0.01),
+    "adamw": lambda p: optim.AdamW(p, lr=0.01),
+}
+
+
+class Two:
+    """Two layers of one optimizer; a step uses the second only when it is told so."""
+
+    def __init__(self, name):
+        dp.manual_seed(0)
+        self.layers = nn.Linear(4, 3), nn.Linear(4, 3)
+        self.optimizer = MAKE[name]([p for layer in self.layers for p in layer.parameters()])
+
+    def step(self, both):
+        scores = self.layers[0](X) + (self.layers[1](X) if both else 0.0)
+        F.cross_entropy(scores, Y).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def weights(self):
+        return [v.tobytes() for layer in self.layers for v in layer.state_dict().values()]
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("name", MAKE)
+def test_an_optimizer_resumes_where_a_parameter_never_got_a_gradient(name, first):
+    """Also from before the first step, and into one that has state of its own."""
+    one, same, other = Two(name), Two(name), Two(name)
+    for _ in range(first):
+        one.step(both=False)
+    state = one.optimizer.state_dict()
+    for _ in range(3):
+        other.step(both=True)  # its own state is to be forgotten
+    one.optimizer.load_state_dict(state)
+    for two in (same, other):
+        for layer, source in zip(two.layers, one.layers, strict=True):
+            layer.load_state_dict(source.state_dict())
+        two.optimizer.load_state_dict(state)
+    for both in (False, True, True):
+        for two in (one, same, other):
+            two.step(both)
+        assert one.weights() == same.weights() == other.weights()
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_a_failing_load_leaves_the_optimizer_as_it_was(name):
+    two, whole = Two(name), Two(name)
+    two.step(both=False)
+    whole.step(both=True)
+    before, good = two.optimizer.state_dict(), whole.optimizer.state_dict()
+    slot = max(n for n in good if n != "lr")
+    rest = {n: v for n, v in good.items() if n != "lr"}
+    bad = [
+        rest, {**rest, "lr": "fast"}, {**good, "more.1": X}, {**good, slot: X},
+        {**good, slot: good[slot].astype(np.float64)},
+    ]  # fmt: skip
+    if name == "adam":  # what is made at once comes at once
+        bad += [{n: v for n, v in good.items() if n != lost} for lost in ("v.1", "power.0")]
+    for state in bad:
+        fails(lambda s=state: two.optimizer.load_state_dict(s), "the state of one like it")
+        after = two.optimizer.state_dict()
+        assert {n: v.tobytes() for n, v in after.items()} == {
+            n: v.tobytes() for n, v in before.items()
+        }

@@ -15,6 +15,7 @@ from diptych.ops.functions import abs, sqrt
 from diptych.optim.optimizer import Optimizer
 from diptych.tensor import Parameter, Tensor
 
+Array = np.ndarray[Any, Any]
 TINY = 2.0**-100  # subnormal moments of dead units would run 30 times slower
 
 
@@ -74,6 +75,13 @@ class Adam(Optimizer):
         self._make_powers()
         for parameter in self.parameters:
             self._moments(parameter)
+
+    def starts(self) -> tuple[dict[str, Array], list[dict[str, Array]]]:
+        shared = {f"power.{n}": np.ones((), np.float64) for n in range(2)}
+        return shared, [
+            {f"{kind}.{n}": np.zeros(p.shape, p.dtype.numpy) for kind in "mv"}
+            for n, p in enumerate(self.parameters)
+        ]
 
     def after_step(self) -> None:
         self._scalars = None

@@ -106,31 +106,45 @@ class Optimizer(ABC):
     def make_slots(self) -> None:  # noqa: B027  (an optimizer without state has none to make)
         """Make all state that steps would make."""
 
+    def starts(self) -> tuple[dict[str, Array], list[dict[str, Array]]]:
+        """What state begins with, by name: what all parameters share, and what each has."""
+        self.make_slots()
+        zeros = {name: np.zeros(s.shape, s.dtype.numpy) for name, s in self.slots().items()}
+        return {}, [{name: zero} for name, zero in zeros.items()]
+
     def state_dict(self) -> dict[str, Array]:
         """A snapshot of the state as numpy arrays, by name, and `lr`."""
         state = {name: np.array(slot.numpy(), order="C") for name, slot in self.slots().items()}
         return {"lr": np.asarray(self.lr, np.float64), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a state_dict, so that training goes on to the same bits."""
-        rest = {name: np.asarray(value) for name, value in state.items() if name != "lr"}
-        if rest:
-            self.make_slots()
-        slots = self.slots()
-        wrong = sorted(set(slots) ^ set(rest)) or [
-            n
-            for n, s in slots.items()
-            if s.shape != rest[n].shape or s.dtype.numpy != rest[n].dtype
+        """Take a state_dict, so that training goes on to the same bits. State that no step had
+        made yet is not in there, and begins anew."""
+        given = {name: np.asarray(value) for name, value in state.items() if name != "lr"}
+        shared, groups = self.starts()
+        start = {name: value for group in (shared, *groups) for name, value in group.items()}
+        wrong = [
+            name
+            for name, value in given.items()
+            if name not in start
+            or (value.shape, value.dtype) != (start[name].shape, start[name].dtype)
         ]
-        if wrong or "lr" not in state:
+        needed = [g for g in groups if not given.keys().isdisjoint(g)]  # what is made at once
+        needed += [shared] if given else []
+        wrong += [name for group in needed for name in group if name not in given]
+        rate = np.asarray(state.get("lr"))
+        wrong += ["lr"] if rate.shape != () or rate.dtype.kind not in "fiu" else []
+        if wrong:
             raise ShapeError(
                 "an optimizer takes the state of one like it, for parameters of the same types",
-                f"{', '.join(wrong[:4]) or 'lr'} is missing, unknown or of another type",
+                f"{', '.join(sorted(set(wrong))[:4])} is missing, unknown or of another type",
                 "make it for the same model with the same settings",
             )
-        for name, slot in slots.items():
-            slot.assign(rest[name])
-        self.lr = float(np.asarray(state["lr"]))
+        self.lr = float(rate)
+        if given:
+            self.make_slots()
+        for name, slot in self.slots().items():
+            slot.assign(given.get(name, start[name]))
 
     def before_step(self) -> None:  # noqa: B027  (a hook, empty unless there is something)
         """A hook for numbers that all parameters of a step share."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from diptych.errors import DiptychError
 from diptych.ops.elementwise import add, fma
 from diptych.optim.optimizer import Optimizer
 from diptych.tensor import Parameter, Tensor
+
+Array = np.ndarray[Any, Any]
 
 
 class SGD(Optimizer):
@@ -72,3 +76,9 @@ class SGD(Optimizer):
     def make_slots(self) -> None:
         for parameter in self.parameters if self.momentum else []:
             self._velocity(parameter)
+
+    def starts(self) -> tuple[dict[str, Array], list[dict[str, Array]]]:
+        return {}, [
+            {f"velocity.{n}": np.zeros(p.shape, p.dtype.numpy)}
+            for n, p in enumerate(self.parameters if self.momentum else [])
+        ]
