@@ -6,6 +6,7 @@ import pytest
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import nn, optim
+from diptych.cli import main
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 Y = np.arange(6) % 3
@@ -151,3 +152,9 @@ def test_a_failing_load_leaves_the_optimizer_as_it_was(name):
         assert {n: v.tobytes() for n, v in after.items()} == {
             n: v.tobytes() for n, v in before.items()
         }
+
+
+def test_no_epoch_is_evaluated_as_well(capsys):
+    assert main(["digits", "--epochs", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "0.0000" not in out and "the same to the last bit" in out

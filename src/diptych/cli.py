@@ -143,6 +143,8 @@ def train_mode(
             micros.append((time.perf_counter() - began) / len(loader) * 1e6)
             accuracy = evaluate(model, test)
             print(f"  {mode:8} epoch {epoch + 1}  loss {loss:.4f}  test {accuracy:.4f}")
+        if not options.epochs:
+            accuracy = evaluate(model, test)
     finally:
         dp.set_eager(config.eager())
     report = {
