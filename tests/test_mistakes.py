@@ -1,11 +1,15 @@
 """What a newcomer gets wrong: nothing is silent, and the error says what to write instead."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych import nn, optim
+from diptych import data, nn, optim
 from diptych.cli import main
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -62,7 +66,10 @@ def test_a_parameter_of_a_module_stays_one():
 def test_a_parameter_is_not_changed_in_place(sign):
     p = dp.Parameter(np.eye(2, dtype=np.float32))
     code = compile(f"p {sign}= p", __file__, "exec")
-    for record in (lambda: exec(code, {"p": p}), lambda: dp.compile(lambda: exec(code, {"p": p}))()):
+    for record in (
+        lambda: exec(code, {"p": p}),
+        lambda: dp.compile(lambda: exec(code, {"p": p}))(),
+    ):
         fails(record, f"{sign}= on a parameter f32[2,2]", f"p.assign(p {sign} ...)")
     x = dp.tensor([1.0])
     x += 1.0
@@ -158,3 +165,169 @@ def test_no_epoch_is_evaluated_as_well(capsys):
     assert main(["digits", "--epochs", "0"]) == 0
     out = capsys.readouterr().out
     assert "0.0000" not in out and "the same to the last bit" in out
+
+
+LAYER = nn.Linear(4, 3)
+ROWS = data.DataLoader(list(zip(X, Y, strict=True)), 4)
+
+
+def mse(x, y):
+    return F.mse_loss(LAYER(x), y)
+
+
+CALLS = [
+    # optimizers and their state
+    (lambda: optim.SGD(LAYER), "a Linear", "model.parameters()"),
+    (lambda: optim.SGD(nn.Sequential(LAYER)), "a Sequential", "model.parameters()"),
+    (lambda: optim.SGD(LAYER.parameters), "a method", "model.parameters()"),
+    (lambda: optim.SGD(None), "a NoneType", "model.parameters()"),
+    (lambda: optim.SGD([]), "an empty list", "model.parameters()"),
+    (lambda: optim.SGD(LAYER.named_parameters()), "a tuple", "model.parameters()"),
+    (lambda: optim.SGD([{"params": LAYER.parameters()}]), "a dict", "for each group"),
+    (lambda: dp.save_state(LAYER, "no"), "a Linear", ".state_dict()"),
+    (lambda: dp.save_state({"a": object()}, "no"), "'a' is a object", "numbers"),
+    (lambda: dp.save_state({3: X}, "no"), "3 is a ndarray", "by name"),
+    (lambda: LAYER.load_state_dict("file"), "a str", "dp.load_state('file')"),
+    (lambda: optim.SGD([LAYER.weight]).load_state_dict("file"), "dp.load_state('file')"),
+    # scan and gradients
+    (lambda: dp.scan(dp.compile(mse), [(X, Y)]), "a list", "data.arrays"),
+    (lambda: dp.scan(dp.compile(mse), ROWS), "a DataLoader of a list", "data.arrays"),
+    (lambda: dp.scan(dp.compile(mse), data.digits()), "a ArrayDataset", "DataLoader("),
+    (lambda: dp.grad(mse, argument=(0, 1)), "argument=(0, 1)", "dp.partials(result, [a, b])"),
+    (lambda: dp.grad(3.0), "of a float", "of a function"),
+    (lambda: setattr(LAYER.weight, "requires_grad", False), "trainable=False)"),
+    (lambda: setattr(LAYER.weight, "trainable", False), "trainable=False)"),
+    (lambda: LAYER.weight.requires_grad_(False), "trainable=False)"),
+    (lambda: setattr(dp.tensor(1.0), "requires_grad", True), "x.requires_grad_()"),
+    (lambda: setattr(LAYER.weight, "grad", np.zeros((3, 4))), "a ndarray", "dp.tensor(...) of f32"),
+    # values
+    (lambda: dp.tensor(1.0) == None, "None", "`x is None`"),  # noqa: E711
+    (lambda: dp.tensor(1.0) + None, "None", "where it comes from"),
+    (lambda: dp.tensor([1.0, None]), "None"),
+    (lambda: dp.tensor(X.astype(">f4")), "'>f4'", ".astype('float32')"),
+    (lambda: LAYER(X.astype(">f4")), "'>f4'", ".astype('float32')"),
+    (lambda: dp.Parameter(Y.astype(">i8")), "'>i8'", ".astype('int64')"),
+    (lambda: dp.tensor(X.astype(np.float16)), "float16", ".astype('float32')"),
+    (lambda: dp.tensor(X.astype(np.int16)), "int16", ".astype('int32')"),
+    (lambda: dp.tensor(X + 1j), "complex", ".real"),
+    (lambda: dp.tensor(X, dtype="foo"), "'foo'", "'f32'"),
+    (lambda: dp.tensor([2**70]), str(2**70), "i64", "a float"),
+    (lambda: dp.tensor(2**63), str(2**63), "i64", "a float"),
+    (lambda: dp.tensor(["a", "b"]), "numbers for names"),
+    (lambda: dp.tensor(1.0) == "a", "numbers for names"),
+    (lambda: dp.tensor(np.array([object()])), "make numbers of it"),
+    (lambda: dp.tensor([[1.0, 2.0], [3.0]]), "a row of 2 beside a row of 1", "pad"),
+    (lambda: LAYER([[[1], [2]], [[1], [2, 3]]]), "a row of 1 beside a row of 2"),
+    (lambda: dp.tensor([1.0, [2.0]]), "a number beside a row of 1"),
+    (lambda: dp.tensor([dp.tensor([1.0]), dp.tensor([1.0, 2.0])]), "a row of 1 beside a row of 2"),
+    # losses
+    (lambda: F.binary_cross_entropy([0.5, 0.2], [1, 0]), "binary_cross_entropy takes f32", "i64"),
+    (lambda: F.mse_loss([0.5, 0.2], [True, False]), "mse_loss takes f32", "bool[2]"),
+    (lambda: F.l1_loss([1, 0], [0.5, 0.2]), "l1_loss takes f32", "i64[2]"),
+    (lambda: F.softmax(X, dim=1), "'dim'", "write axis="),
+    (lambda: F.cross_entropy(X, Y, reduction="sum"), "'reduction'", "the mean"),
+    # data
+    (lambda: data.DataLoader({"x": X}, 4), "a dict", "data.arrays(images, labels)"),
+    (lambda: data.DataLoader(iter(X), 4), "__len__ and __getitem__"),
+    (lambda: data.DataLoader(data.digits(), 4.5), "4.5", "whole number"),
+    (lambda: data.DataLoader(data.digits(), "4"), "'4'", "whole number"),
+    (lambda: data.DataLoader(data.digits(), 4, prefetch=1.5), "1.5", "whole number"),
+    (lambda: data.ArrayDataset(X, ["a"] * 6), "numbers for names"),
+    (lambda: data.arrays(X, np.array([None] * 6)), "labels", "object [6]"),
+    (lambda: data.arrays(X, 3), "labels", "(n, ...)"),
+    (lambda: data.arrays([[1, 2], [3]], [0, 1]), "a row of 2 beside a row of 1"),
+]
+
+
+@pytest.mark.parametrize("n", range(len(CALLS)))
+def test_the_error_says_what_to_write_instead(n, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call, *words = CALLS[n]
+    fails(call, *words)
+    assert not list(tmp_path.iterdir())
+
+
+NAMES = [
+    (dp.tensor(X), "view", "x.reshape"),
+    (dp.tensor(X), "permute", "x.transpose"),
+    (dp.tensor(X), "float", ".astype('f32')"),
+    (dp.Parameter(X), "data", "p.assign"),
+    (dp.tensor(X), "add_", "x = x + y"),
+    (LAYER, "zero_grad", "optimizer.zero_grad()"),
+    (LAYER, "cuda", "dp.use_device"),
+    (LAYER, "requires_grad_", "trainable=False"),
+    (optim.SGD(LAYER.parameters()), "param_groups", "optimizer.lr"),
+    (dp, "float32", "dp.f32"),
+    (dp, "zeros", "np.zeros"),
+    (dp, "tensr", "tensor"),
+    (dp, "nothing_like_it", "dir(diptych)"),
+    (nn, "Conv2d", "Module for your own"),
+    (nn, "ModuleList", "a list of modules"),
+    (nn, "CrossEntropyLoss", "F.cross_entropy"),
+    (F, "conv2d", "cross_entropy, "),
+    (optim, "RMSprop", "SGD, Adam, AdamW"),
+    (optim, "lr_scheduler", "StepLR"),
+    (data, "TensorDataset", "data.arrays"),
+]
+
+
+@pytest.mark.parametrize(("thing", "name", "cure"), NAMES, ids=[n for _, n, _ in NAMES])
+def test_names_of_pytorch_are_not_there_and_say_what_is(thing, name, cure):
+    assert not hasattr(thing, name) and getattr(thing, name, 5) == 5
+    fails(lambda: getattr(thing, name), name, cure)
+
+
+def test_an_attribute_of_the_author_may_have_a_name_of_pytorch():
+    class Net(nn.Module):
+        def __init__(self):
+            self.double = LAYER
+
+        def to(self, x):
+            return self.double(x)
+
+        forward = to
+
+    net = Net()
+    assert [n for n, _ in net.named_parameters()] == ["double.weight", "double.bias"]
+    assert dp.compile(net.to)(X).numpy().tobytes() == LAYER(X).numpy().tobytes()
+
+
+def test_data_sets_of_lists_and_tensors_are_those_of_arrays():
+    expected = data.arrays(X, Y).batch(slice(None))
+    for images, labels in [(X.tolist(), Y.tolist()), (dp.tensor(X), dp.tensor(Y))]:
+        for make in (data.ArrayDataset, data.arrays):
+            for given, right in zip(make(images, labels).batch(slice(None)), expected, strict=True):
+                assert (given.dtype, given.tobytes()) == (right.dtype, right.tobytes())
+
+
+def test_a_frozen_layer_stays_as_it_is_and_lets_gradients_through():
+    dp.manual_seed(0)
+    first, second = nn.Linear(4, 4), nn.Linear(4, 3)
+    second.weight = dp.Parameter(second.weight, trainable=False)
+    second.bias = dp.Parameter(second.bias, trainable=False)
+    assert second.weight.order == nn.Linear(4, 3).weight.order
+    before = [layer.state_dict() for layer in (first, second)]
+    optimizer = optim.Adam([*first.parameters(), *second.parameters()])
+    F.cross_entropy(second(first(X)), Y).backward()
+    assert second.weight.grad is None
+    optimizer.step()
+    moved = [
+        any(old[n].tobytes() != v.tobytes() for n, v in layer.state_dict().items())
+        for old, layer in zip(before, (first, second), strict=True)
+    ]
+    assert moved == [True, False]
+
+
+def test_data_that_is_not_there(capsys):
+    assert main(["digits", "--data", "nowhere"]) == 1
+    assert "--data nowhere" in (said := capsys.readouterr().err) and "try  --data digits" in said
+
+
+def test_an_interrupted_command_says_so_in_one_line():
+    command = [sys.executable, "-m", "diptych", "digits", "--mode", "dynamic", "--epochs", "100000"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "epoch 2 " not in run.stdout.readline():
+        assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert (run.returncode, said) == (130, "interrupted\n")

@@ -225,7 +225,9 @@ def test_bad_optimizers():
 
 
 def test_a_layer_that_is_not_there_says_what_is():
-    with pytest.raises(AttributeError, match=r"no Conv2d; it has .*Linear.* Module for your own"):
+    with pytest.raises(
+        AttributeError, match=r"(?s)no attribute 'Conv2d'.*Linear.* Module for your own"
+    ):
         nn.Conv2d(1, 2, 3)
     assert not hasattr(nn, "LSTM")
 

@@ -11,6 +11,7 @@ from diptych.compiles import why
 from diptych.derivatives import grad, partials, value_and_grad
 from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, no_recompile, set_eager, use_device
+from diptych.elsewhere import missing_from as _missing_from
 from diptych.errors import DiptychError
 from diptych.generator import manual_seed
 from diptych.ops.base import composite as operator
@@ -99,7 +100,7 @@ _LATER = {
 
 def __getattr__(name: str) -> _Any:
     if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise _missing_from(__name__, name, __all__)
     value = globals()[name] = getattr(_import(f"diptych.{_LATER[name]}"), name)
     return value
 

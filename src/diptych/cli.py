@@ -68,11 +68,20 @@ def main(arguments: list[str] | None = None) -> int:
         lines = [f"{type(problem).__name__}: {problem.rule}", f"  got  {facts}"]
         print("\n".join([*lines, f"  try  {problem.cure}"]), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def load(name: str) -> tuple[ArrayDataset, ArrayDataset]:
     if name == "digits":
         return digits("train"), digits("test")
+    if name != "mnist" and not Path(name).is_dir():
+        raise MissingFileError(
+            "data is digits, mnist, or a folder with MNIST's four files",
+            f"--data {name}",
+            "--data digits",
+        )
     folder = None if name == "mnist" else name
     return mnist("train", folder), mnist("test", folder)
 

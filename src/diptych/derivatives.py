@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from diptych.autodiff import gradients, was_released
 from diptych.errors import GraphError
 from diptych.graph.node import constant_node
@@ -17,8 +19,10 @@ from diptych.tensor import Tensor, current_panel, seed, tensor
 def grad(function: Callable[..., Tensor], argument: int = 0) -> Callable[..., Tensor]:
     """The function that computes d function / d argument; may be applied again."""
 
+    both = value_and_grad(function, argument)
+
     def gradient(*args: Any) -> Tensor:
-        return value_and_grad(function, argument)(*args)[1]
+        return both(*args)[1]
 
     return gradient
 
@@ -27,6 +31,12 @@ def value_and_grad(
     function: Callable[..., Tensor], argument: int = 0
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """The function that computes its value (one number) and its gradient in one argument."""
+    if not isinstance(argument, int | np.integer) or not callable(function):
+        raise GraphError(
+            "a gradient is of a function, in one argument by its place",
+            f"argument={argument!r} of a {type(function).__name__}",
+            "dp.partials(result, [a, b]) gives those of several values, made with requires_grad",
+        )
 
     def both(*args: Any) -> tuple[Tensor, Tensor]:
         given = list(args)

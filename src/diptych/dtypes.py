@@ -83,8 +83,25 @@ def as_dtype(value: Any) -> DType:
         raise DtypeError(
             "diptych knows the dtypes " + ", ".join(BY_NAME),
             f"{value!r}",
-            "convert the array with .astype before handing it over",
+            _advice(value),
         ) from None
+
+
+def _advice(value: Any) -> str:
+    """What to do about an array of a dtype that is none of these."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        return "write one of them, e.g. 'f32'"
+    if dtype.kind in "OMm":
+        return "make numbers of it: numbers, and lists of one length, become arrays"
+    if dtype.kind in "US":
+        return "numbers for names: np.unique(names, return_inverse=True)[1]"
+    if dtype.kind == "c":
+        return "hand over .real and .imag"
+    near = dtype.newbyteorder("=") if dtype.newbyteorder("=") in _FROM_NUMPY else None
+    name = near.name if near else {"f": "float32", "i": "int32"}.get(dtype.kind, "int64")
+    return f"convert the array with .astype({name!r}) before handing it over"
 
 
 # Promotion as in the Python array API standard; pairs across kinds that the standard leaves

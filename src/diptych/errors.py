@@ -7,6 +7,7 @@ DiptychError
   UnwritableFileError                           a file could not be written
   MissingExtraError                             an optional dependency is not installed
   ObservedWhileRecording  FrozenValueError      a value was looked at inside a static program
+  MissingNameError                              PyTorch's name for something, or one of nothing
   GraphError  RecompileError                    a graph is not well formed; a compile was forbidden
   InternalError                                 a bug of ours; please report it
 """
@@ -117,6 +118,10 @@ class FrozenValueError(DiptychError, RuntimeError):
 
 class GraphError(DiptychError, ValueError):
     """A graph or its text is not well formed."""
+
+
+class MissingNameError(DiptychError, AttributeError):
+    """A name that is not there; `hasattr` says no."""
 
 
 class RecompileError(DiptychError, RuntimeError):

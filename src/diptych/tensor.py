@@ -12,15 +12,17 @@ import numpy as np
 
 from diptych.autodiff import gradients, history_of, release
 from diptych.dtypes import DType, TensorType, as_dtype, product
+from diptych.elsewhere import OfTensor
 from diptych.engine import empty, empty_columns
 from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Node, Operand, Operator, constant_node, input_node
 from diptych.graph.record import Recorder, author_line, current, origin
 from diptych.ops import contract, elementwise, functions, indexing, reduce, shape
-from diptych.ops.base import host_array, need_float
+from diptych.ops.base import host_array, need_float, plain_array
 from diptych.size import Looked
 
 Array = np.ndarray[Any, Any]
+FREEZING = "layer.weight = dp.Parameter(layer.weight, trainable=False), before the optimizer"
 
 
 class TensorRecorder(Recorder):
@@ -115,7 +117,7 @@ class TensorRecorder(Recorder):
         """A parameter was made while this panel records."""
 
 
-class Tensor(Operand):
+class Tensor(Operand, OfTensor):
     """A handle on a value: shape and dtype are known at once, the data when it is looked at."""
 
     __slots__ = ("__weakref__", "_grad", "node", "recorder")
@@ -153,6 +155,14 @@ class Tensor(Operand):
     @property
     def requires_grad(self) -> bool:
         return self.node.needs_grad
+
+    @requires_grad.setter
+    def requires_grad(self, mode: bool) -> None:
+        raise GraphError(
+            "whether a value is differentiated is said when it is made",
+            f"requires_grad = {mode} of {self.type}",
+            FREEZING if isinstance(self, Parameter) else "x.requires_grad_(), or x.detach()",
+        )
 
     def __len__(self) -> int:
         if not self.shape:
@@ -221,8 +231,9 @@ class Tensor(Operand):
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
         if value is not None and (not isinstance(value, Tensor) or value.type != self.type):
-            kind = value.type if isinstance(value, Tensor) else type(value).__name__
-            raise ShapeError("a gradient has the type of its value", f"{kind}", f"{self.type}")
+            kind = value.type if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            cure = f"dp.tensor(...) of {self.type}"
+            raise ShapeError("a gradient has the type of its value", f"{kind}", cure)
         current_panel(self).set_grad(self, value)
 
     def backward(self, grad: Any = None, retain_graph: bool = False) -> None:
@@ -241,8 +252,10 @@ class Tensor(Operand):
         """The value alone, without its history: a snapshot."""
         return elementwise.stop_gradient(self)  # type: ignore[no-any-return]
 
-    def requires_grad_(self) -> Tensor:
+    def requires_grad_(self, mode: bool = True) -> Tensor:
         """Make this a leaf whose gradient backward computes."""
+        if not mode:
+            self.requires_grad = mode
         need_float(self.type, "a gradient")
         self.node.needs_grad = self.node.leaf = True
         self.node.owner = weakref.ref(self)
@@ -435,10 +448,10 @@ class Parameter(Tensor):
     __slots__ = ("name", "order")
 
     def __init__(
-        self, value: Any, trainable: bool = True, name: str = "", order: str = "F"
+        self, value: Any, trainable: bool = True, name: str = "", order: str | None = None
     ) -> None:
-        array = _plain(value)
-        self.order = order
+        array = plain_array(value)
+        self.order: str = order or (value.order if isinstance(value, Parameter) else "F")
         own = self.memory(array)
         node = input_node(TensorType(array.shape, as_dtype(array.dtype)), name)
         node.value = own
@@ -481,6 +494,10 @@ class Parameter(Tensor):
     @property
     def trainable(self) -> bool:
         return self.node.needs_grad
+
+    @trainable.setter
+    def trainable(self, mode: bool) -> None:
+        self.requires_grad = mode
 
     def assign(self, value: Any) -> None:
         """Give the parameter another value of the same type."""
@@ -561,13 +578,6 @@ def no_grad() -> Iterator[None]:
         panel.grad_enabled = before
 
 
-def _plain(value: Any) -> Array:
-    """numpy's array of a value; Python floats, alone or in lists, are f32."""
-    array = host_array(value)
-    own = isinstance(value, float | list | tuple) and not isinstance(value, np.generic)
-    return array.astype(np.float32) if own and array.dtype == np.float64 else array
-
-
 def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with a copy of a number, list or array. Python floats are f32, ints i64.
 
@@ -579,7 +589,7 @@ def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor
     if dtype is not None:
         array = host_array(value).astype(as_dtype(dtype).numpy)
     else:
-        array = value if type(value) is np.ndarray else _plain(value)
+        array = value if type(value) is np.ndarray else plain_array(value)
     made: Tensor = current_panel().array(array)
     made.node.where = author_line()
     return made.requires_grad_() if requires_grad else made

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.data.datasets import ArrayDataset, arrays, digits
 from diptych.data.loader import DataLoader
+from diptych.elsewhere import missing_from
 from diptych.philox import permutation
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ __all__ = ["ArrayDataset", "DataLoader", "arrays", "digits", "mnist", "permutati
 def __getattr__(name: str) -> Any:
     """What reads from the network is imported when it is asked for: it takes long."""
     if name != "mnist":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise missing_from(__name__, name, __all__)
     from diptych.data.idx import mnist
 
     return mnist

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.errors import ShapeError, ValueRangeError
+from diptych.errors import DtypeError, ShapeError, ValueRangeError
+from diptych.ops.base import plain_array
 from diptych.runtime.rows import Taker, left, taker
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +34,8 @@ class ArrayDataset:
     source: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels"):
+            object.__setattr__(self, name, _rows(getattr(self, name), name))
         if len(self.images) != len(self.labels):
             raise ShapeError(
                 "a data set has one label for every row",
@@ -81,6 +84,18 @@ class ArrayDataset:
         return self.batch(rows)
 
 
+def _rows(value: Any, name: str) -> Array:
+    """An array as it is, or that of lists or a tensor."""
+    array = value if isinstance(value, np.ndarray) else plain_array(value)
+    if array.dtype.kind not in "fiub" or not array.ndim:
+        raise DtypeError(
+            f"the {name} of a data set are rows of numbers",
+            f"{array.dtype} {list(array.shape)}",
+            "make numbers of them" if array.ndim else "an array (n, ...), a row for each",
+        )
+    return array
+
+
 def _labels(labels: Array) -> Array:
     return labels if labels.dtype.kind == "f" else labels.astype(np.int64)
 
@@ -98,7 +113,7 @@ def digits(split: str = "train") -> ArrayDataset:
 
 def arrays(images: Any, labels: Any, scale: float = 1.0, shift: float = 0.0) -> ArrayDataset:
     """Rows of `images` (n, ...), floats or u8, with `labels` (n, ...), integers or floats."""
-    return ArrayDataset(np.asarray(images), np.asarray(labels), scale, shift)
+    return ArrayDataset(images, labels, scale, shift)
 
 
 def check_split(split: str) -> str:

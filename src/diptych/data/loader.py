@@ -12,6 +12,7 @@ import numpy as np
 
 from diptych.errors import DiptychError
 from diptych.generator import drawn_seed
+from diptych.ops.base import whole
 from diptych.philox import permutation
 
 Array = np.ndarray[Any, Any]
@@ -35,10 +36,15 @@ class DataLoader:
         drop_last: bool = False,
         prefetch: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise DiptychError("a batch has at least one row", f"batch_size={batch_size}", "16")
-        if prefetch is not None and prefetch < 0:
-            raise DiptychError("prefetch is a number of batches", f"{prefetch}", "0 for none")
+        batch_size = whole(batch_size, "the number of rows in a batch", 1)
+        if isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
+            raise DiptychError(
+                "a data set has a length, and gives a row by its number",
+                f"a {type(dataset).__name__}",
+                "data.arrays(images, labels), a list of rows, or __len__ and __getitem__",
+            )
+        if prefetch is not None:
+            prefetch = whole(prefetch, "the number of batches made ahead", 0)
         self.dataset, self.batch_size = dataset, batch_size
         self.shuffle, self.drop_last = shuffle, drop_last
         self.seed = drawn_seed("the order of the data") if shuffle and seed is None else seed or 0

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from diptych.errors import DtypeError
 from diptych.formats.program import read_safetensors
+from diptych.ops.base import need_mapping
 from diptych.runtime.files import write_whole
 from diptych.tensor import Tensor
 
@@ -20,9 +22,16 @@ def save_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write arrays or tensors by name, e.g. `model.state_dict()`, whole or not at all."""
     from safetensors.numpy import save as encode
 
+    need_mapping(state)
     arrays = {}
     for name, value in state.items():
         array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if array.dtype.kind in "OUSMm" or not isinstance(name, str):
+            raise DtypeError(
+                "a state has numbers by name",
+                f"{name!r} is a {type(value).__name__}",
+                "leave it out, or make an array of numbers of it",
+            )
         arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
     write_whole(Path(path), encode(arrays))
 

@@ -1,5 +1,6 @@
 """Modules, layers and functions that models are made of."""
 
+from diptych.elsewhere import missing_from
 from diptych.nn import functional, init
 from diptych.nn.layers import (
     ELU,
@@ -44,5 +45,5 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """A layer that is not there yet is an error that says what is."""
-    there = ", ".join(n for n in __all__ if n[0].isupper())
-    raise AttributeError(f"diptych.nn has no {name}; it has {there}, and Module for your own")
+    layers = [n for n in __all__ if n[0].isupper()]
+    raise missing_from(__name__, name, layers, ", and Module for your own")

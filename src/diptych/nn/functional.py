@@ -1,5 +1,6 @@
 """Operators under the names that PyTorch gives them."""
 
+from diptych.elsewhere import missing_from
 from diptych.ops.contract import linear
 from diptych.ops.functions import sigmoid, tanh
 from diptych.ops.indexing import one_hot
@@ -44,3 +45,7 @@ __all__ = [
     "softplus",
     "tanh",
 ]
+
+
+def __getattr__(name: str) -> object:
+    raise missing_from(__name__, name, __all__, ", and what dp has")

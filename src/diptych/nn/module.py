@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from diptych.elsewhere import OfModule
 from diptych.errors import DiptychError, DtypeError, ShapeError
 from diptych.graph.record import LOCAL, author_line
+from diptych.ops.base import need_mapping
 from diptych.tensor import Parameter, Tensor
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +25,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-class Module:
+class Module(OfModule):
     """Parameters and modules assigned as attributes, alone or in a list, are found in the order
     of assignment."""
 
@@ -90,6 +92,7 @@ class Module:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the values of a state_dict; names and shapes must agree."""
+        need_mapping(state)
         own = dict(self.named_parameters())
         if set(own) != set(state):
             raise ShapeError(

@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
+from os import PathLike
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 
 from diptych.dtypes import Dim, Dimension, DType, TensorType, as_dtype, f32, i64, promote
+from diptych.elsewhere import ARGUMENTS
 from diptych.errors import DiptychError, DtypeError, GraphError, InternalError, ShapeError
 from diptych.graph.node import Graph, Node, Operand, Operator, Source, input_node, walk
 from diptych.graph.record import GRAPH, current, recording
@@ -93,11 +95,63 @@ def host_array(value: Any) -> np.ndarray[Any, Any]:
     except (ValueError, TypeError) as problem:
         raise ShapeError(
             "nested lists become an array where all rows have one length",
-            str(problem)[:90],
+            _ragged(value) or str(problem),
             "pad the rows to one length",
         ) from problem
+    if array.dtype.kind in "Ou" and array.dtype != np.uint8 and not isinstance(value, np.ndarray):
+        _check_numbers(array)
     as_dtype(array.dtype)
     return array
+
+
+def plain_array(value: Any) -> np.ndarray[Any, Any]:
+    """The same, where Python floats, alone or in lists, are f32."""
+    array = host_array(value)
+    own = isinstance(value, float | list | tuple) and not isinstance(value, np.generic)
+    return array.astype(np.float32) if own and array.dtype == np.float64 else array
+
+
+def _ragged(value: Any) -> str:
+    """The first two lengths, from the outermost list, that differ where they should not."""
+    level = [value]
+    while level:
+        sizes = list(dict.fromkeys([len(v) if _has_rows(v) else None for v in level]))
+        if len(sizes) > 1:
+            first, other = ("a number" if n is None else f"a row of {n}" for n in sizes[:2])
+            return f"{first} beside {other}"
+        level = [i for v in level if _has_rows(v) for i in v]
+    return ""
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, list | tuple) or bool(getattr(value, "shape", ()))
+
+
+def _check_numbers(array: np.ndarray[Any, Any]) -> None:
+    """Say what numpy made objects of: None, integers that are too large, or anything else."""
+    limits = np.iinfo(np.int64)
+    for item in array.flat:
+        if item is None:
+            raise DtypeError(
+                "a tensor is made of numbers",
+                "None",
+                "`x is None` asks for it; else look where it comes from",
+            )
+        if isinstance(item, int | np.unsignedinteger) and not limits.min <= item <= limits.max:
+            raise DtypeError(
+                "an integer of a tensor is an i64, from -2**63 to 2**63 - 1",
+                f"{item}",
+                "make it a float, or reduce it first",
+            )
+
+
+def need_mapping(state: Any) -> None:
+    """A state_dict is arrays by name."""
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        path = isinstance(state, str | PathLike)
+        cure = f"dp.load_state({str(state)!r}) reads one" if path else "that of .state_dict()"
+        raise DtypeError("a state_dict has arrays by name", f"a {kind}", cure)
 
 
 def whole(value: Any, what: str, least: int | None = None) -> Any:
@@ -132,10 +186,7 @@ def operand(value: Any, dtype: DType | None = None) -> Handle:
             dtype = as_dtype("bool") if isinstance(value, bool) else f32
             dtype = i64 if isinstance(value, int) and not isinstance(value, bool) else dtype
         return current().scalar(value, dtype)
-    array = host_array(value)
-    if isinstance(value, list | tuple) and array.dtype == np.float64:
-        array = array.astype(np.float32)
-    return current().array(array)
+    return current().array(plain_array(value))
 
 
 def weak_dtype(value: float, other: DType, what: str) -> DType:
@@ -338,7 +389,10 @@ class CompositeOperator:
         return DiptychError(
             f"{self.name} is called as {self.name}{self.signature}",
             why,
-            "tensors come first, what follows the * is given by name",
+            next(
+                (cure for name, cure in ARGUMENTS.items() if repr(name) in why),
+                "tensors come first, what follows the * is given by name",
+            ),
         )
 
     def _arranged(self, tensors: tuple[Any, ...], attributes: dict[str, Any]) -> tuple[Any, ...]:

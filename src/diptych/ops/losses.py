@@ -182,6 +182,8 @@ def _same_shape(x: Handle, y: Handle, what: str) -> None:
             f"{x.type} and {y.type}",
             "reshape one of them",
         )
+    for type in (x.type, y.type):
+        need_float(type, what)
 
 
 @composite

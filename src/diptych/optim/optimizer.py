@@ -9,14 +9,28 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diptych.dtypes import DType
+from diptych.elsewhere import OfOptimizer
 from diptych.errors import DiptychError, ShapeError
 from diptych.graph.record import current, entered, left
+from diptych.ops.base import need_mapping
 from diptych.tensor import Parameter, Tensor, TensorRecorder, current_panel
 
 Array = np.ndarray[Any, Any]
 
 
-class Optimizer(ABC):
+def _listed(parameters: Any) -> list[Any]:
+    """What is given as parameters; a model or one tensor are no list of them."""
+    one = isinstance(parameters, Tensor) or hasattr(parameters, "named_parameters")
+    return [] if one or not isinstance(parameters, Iterable) else list(parameters)
+
+
+_INSTEAD: dict[Any, str] = {
+    dict: "an optimizer for each group, with its own lr",
+    tuple: "model.parameters()",
+}
+
+
+class Optimizer(ABC, OfOptimizer):
     """Updates parameters from their gradients."""
 
     # Attributes that every run of a program reads anew, and what the dynamic panel keeps here.
@@ -29,13 +43,13 @@ class Optimizer(ABC):
         cls._own = cls.__module__.startswith("diptych.")
 
     def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
-        self.parameters = [] if isinstance(parameters, Tensor) else list(parameters)
+        self.parameters = _listed(parameters)
         self.lr = lr
         self._rates: dict[DType, Tensor] = {}  # what is computed once a step
         if not self.parameters:
             raise DiptychError(
-                "an optimizer needs parameters",
-                f"a {type(parameters).__name__} without any",
+                "an optimizer needs parameters, in one list",
+                f"{'an empty' if parameters == [] else 'a'} {type(parameters).__name__}",
                 "pass model.parameters()",
             )
         wrong = [p for p in self.parameters if not isinstance(p, Parameter)]
@@ -43,7 +57,7 @@ class Optimizer(ABC):
             raise DiptychError(
                 "an optimizer takes parameters",
                 f"a {type(wrong[0]).__name__}",
-                "make it a dp.Parameter",
+                _INSTEAD.get(type(wrong[0]), "make it a dp.Parameter"),
             )
         if not isinstance(lr, int | float) or not lr >= 0:
             raise DiptychError(
@@ -103,7 +117,7 @@ class Optimizer(ABC):
         """State by name; a number in a name is the place of a parameter."""
         return {}
 
-    def make_slots(self) -> None:  # noqa: B027  (an optimizer without state has none to make)
+    def make_slots(self) -> None:
         """Make all state that steps would make."""
 
     def starts(self) -> tuple[dict[str, Array], list[dict[str, Array]]]:
@@ -120,6 +134,7 @@ class Optimizer(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state_dict, so that training goes on to the same bits. State that no step had
         made yet is not in there, and begins anew."""
+        need_mapping(state)
         given = {name: np.asarray(value) for name, value in state.items() if name != "lr"}
         shared, groups = self.starts()
         start = {name: value for group in (shared, *groups) for name, value in group.items()}
@@ -146,10 +161,10 @@ class Optimizer(ABC):
         for name, slot in self.slots().items():
             slot.assign(given.get(name, start[name]))
 
-    def before_step(self) -> None:  # noqa: B027  (a hook, empty unless there is something)
+    def before_step(self) -> None:
         """A hook for numbers that all parameters of a step share."""
 
-    def after_step(self) -> None:  # noqa: B027  (a hook, empty unless there is something)
+    def after_step(self) -> None:
         """A hook to let go of them."""
 
     def zeros(self, parameter: Parameter) -> Parameter:

@@ -39,8 +39,10 @@ def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
     function, runs = step.function, step.scans
     dataset = getattr(loader, "dataset", None)
     if not all(hasattr(dataset, name) for name in ("arrays", "scale", "shift")):
+        kind = type(loader).__name__
+        given = f"a {kind}" if dataset is None else f"a {kind} of a {type(dataset).__name__}"
         raise DiptychError(
-            "scan takes a DataLoader of arrays", f"{loader!r}", "DataLoader(data.arrays(x, y), 16)"
+            "scan takes a DataLoader of arrays", given, "DataLoader(data.arrays(x, y), 16)"
         )
     arrays = loader.dataset.arrays()
     order = np.ascontiguousarray(loader.order(loader.epoch), np.int64)
