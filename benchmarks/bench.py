@@ -36,6 +36,10 @@ IN_WORKERS = {
     "inference": INFERENCE,
 }  # fmt: skip
 IN_PROCESSES = {"import": 9, "start": 5, "job": 3, "article": 3}  # rounds
+NEEDS = {  # as MORE="--data FOLDER --seed FOLDER" of make bench
+    "job": "--data, a folder of MNIST",
+    "article": "--data, and --seed, the folder of the article's two programs",
+}
 GROUPS = {"matmul": [*SQUARE, "awkward"], "mlp": list(MLP)}
 ALL = ["machine", *IN_WORKERS, *IN_PROCESSES, "growth"]
 AGREE = 1e-4  # how far losses after 50 steps may lie apart
@@ -136,6 +140,10 @@ def report(options, console, results, grown, versions):
                 rate = 1e6 / table.middle(sides_[f"diptych/copy/{threads}"])
                 console.print(f"copy, read and written, {threads} process(es): {rate:.1f} GB/s")
     table.show(found, console)
+    for line in table.alone(results, found):
+        console.print(line)
+    for workload in [w for w, sides_ in results.items() if not sides_]:
+        console.print(f"{workload}: left out, it takes {NEEDS.get(workload, 'more')}")
     growth.show(grown, console)
     earlier = previous()
     for line in table.slower(results, earlier):

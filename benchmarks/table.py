@@ -152,6 +152,25 @@ def show(found, console):
     console.print(table)
 
 
+def alone(results, found):
+    """Lines about workloads that no row of the table tells of, for want of a peer: our own times,
+    of each form at its better number of threads."""
+    named = {f["row"] for f in found}
+    told = {row.workload for row in rows() if row.name in named} | {"machine"}
+    lines = []
+    for workload, sides in results.items():
+        best_of = {}
+        for name in sides:
+            peer, form, threads = name.split("/")
+            time = middle(sides[name])
+            if peer == "diptych" and "limit" not in form:
+                best_of[form] = min(best_of.get(form, (time, threads)), (time, threads))
+        if workload not in told and best_of:
+            times = [f"{form}/{n} {time_text(time)}" for form, (time, n) in best_of.items()]
+            lines.append(f"{workload}, without a peer: {', '.join(times)}")
+    return lines
+
+
 def slower(results, earlier):
     """Lines about sides of diptych that take longer than in an earlier run, by workload.
 

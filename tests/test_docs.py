@@ -102,3 +102,23 @@ def test_the_comparison_is_built_from_nothing(tmp_path, monkeypatch):
     for figure in ("sum-data", "sum-operators", "network-data", "network-operators"):
         drawn = (tmp_path / "figures" / f"{figure}.svg").read_text()
         assert drawn == (ROOT / "docs" / "figures" / f"{figure}.svg").read_text(), figure
+
+
+def test_our_own_times_are_told_where_there_is_no_peer(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import table
+
+    def sides(**times):
+        return {n.replace("_", "/"): {"rounds": [[t], [t]]} for n, t in times.items()}
+
+    ours = sides(diptych_scan_1=300.0, diptych_scan_2=280.0, diptych_fma_1=9.0)
+    results = {
+        "mlp128": ours, "adam16": {**ours, **sides(torch_eager_1=400.0, jax_scan_2=300.0)},
+        "matmul256": sides(diptych_matmul_1=1500.0), "null1": sides(diptych_compiled_1=6.0),
+        "job": {}, "machine": sides(diptych_copy_1=1.0),
+    }  # fmt: skip
+    found = [m for m in (table.measured(row, results) for row in table.rows()) if m]
+    assert table.alone(results, found) == [
+        "mlp128, without a peer: scan/2 280 us, fma/1 9 us",
+        "matmul256, without a peer: matmul/1 1.5 ms",
+    ]
