@@ -441,8 +441,8 @@ class Parameter(Tensor):
     """A tensor that a program may assign: its handle stays, its value is re-bound.
 
     Memory holds a matrix with its first axis innermost, for that is what a product of a batch
-    with a weight (out, in) reads without packing; `order="C"` is for a weight (in, out).
-    `numpy()` shows the usual axes.
+    with a weight (out, in) reads without packing; `order="C"` is for a weight (in, out), and one
+    made of a parameter has its order. `numpy()` shows the usual axes. Python floats are f32.
     """
 
     __slots__ = ("name", "order")

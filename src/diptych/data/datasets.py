@@ -112,7 +112,8 @@ def digits(split: str = "train") -> ArrayDataset:
 
 
 def arrays(images: Any, labels: Any, scale: float = 1.0, shift: float = 0.0) -> ArrayDataset:
-    """Rows of `images` (n, ...), floats or u8, with `labels` (n, ...), integers or floats."""
+    """Rows of `images` (n, ...), floats or u8, with `labels` (n, ...), integers or floats: arrays,
+    tensors, or lists, whose floats are f32. Raises ShapeError or DtypeError."""
     return ArrayDataset(images, labels, scale, shift)
 
 
