@@ -10,7 +10,7 @@ import pytest
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
-from diptych.errors import DiptychError, ValueRangeError
+from diptych.errors import DiptychError, StartupError, ValueRangeError
 
 X = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, 5)
@@ -250,6 +250,36 @@ def test_a_call_that_fails_leaves_no_trace():
                 F.cross_entropy(y, np.array([3, 1]))
         values.append((y * bad[:, :3]).numpy().tobytes())
     assert len(set(values)) == 1 and dp.PANEL.piece.point is dp.PANEL.trail.root
+
+
+def test_a_call_whose_second_input_has_no_value_leaves_no_trace():
+    x, other = dp.tensor(X), dp.tensor(X + 1.0)
+    right = F.relu(x).numpy().tobytes()
+    with dp.Program():
+        placeholder = dp.data("x", [5, 8])
+    with pytest.raises(StartupError, match="no value outside"):
+        dp.add(other, placeholder)
+    assert F.relu(x).numpy().tobytes() == right
+
+
+def test_a_step_that_fails_half_way_leaves_no_trace():
+    def run(broken):
+        model, losses = network(), []
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+        for n in range(4):
+            loss = F.cross_entropy(model(dp.tensor(X)), dp.tensor(Y))
+            loss.backward()
+            if broken and n == 2:
+                optimizer.lr = "fast"
+                with pytest.raises(ValueError, match="fast"):
+                    optimizer.step()
+                optimizer.lr = 0.1
+            losses.append(loss * dp.tensor(2.0))
+            optimizer.step()
+            optimizer.zero_grad()
+        return [loss.item() for loss in losses], model.state_dict()["0.weight"].tobytes()
+
+    assert run(False) == run(True) == run(False)
 
 
 def test_what_nobody_holds_is_let_go():

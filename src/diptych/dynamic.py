@@ -89,10 +89,10 @@ class DynamicRecorder(TensorRecorder):
             piece = self.local.piece
         except AttributeError:
             piece = self.piece
+        if piece.at_boundary:
+            self.run(piece, looked=False)
         self.lock.acquire()  # `with` costs twice as much
         try:
-            if piece.at_boundary:
-                self.run(piece, looked=False)
             slots, nodes, inputs, key = piece.slots, piece.nodes, [], [op]
             for operand in operands:
                 node = operand.node
@@ -125,14 +125,17 @@ class DynamicRecorder(TensorRecorder):
             slots[node] = len(nodes)
             nodes.append(node)
             piece.waiting.append(tensor)
-            if _eager:
-                self.run(piece)
-            return tensor
-        except BaseException as problem:
-            piece.__exit__(type(problem))
+        except Exception:
+            _not_made(piece, nodes, key)
+            raise
+        except BaseException:
+            piece.point = None
             raise
         finally:
             self.lock.release()
+        if _eager:
+            self.run(piece)
+        return tensor
 
     def _examined(
         self,
@@ -143,18 +146,12 @@ class DynamicRecorder(TensorRecorder):
         key: Any,
         where: Where,
     ) -> Point:
-        """The point after a call, and its positions checked; a call that fails was not made."""
-        try:
-            if point is None:
-                point = self._explore(piece, op, inputs, key)
-            if self.runner.flight is not None:
-                self.runner.finish_values([inputs[n] for n, _ in point.checks])
-            _check_few(point, op, inputs, where)
-        except BaseException:
-            new = sum(isinstance(place, Kind) for place in key)
-            for _ in range(new):
-                del piece.slots[piece.nodes.pop()]
-            raise
+        """The point after a call, and its positions checked."""
+        if point is None:
+            point = self._explore(piece, op, inputs, key)
+        if self.runner.flight is not None:
+            self.runner.finish_values([inputs[n] for n, _ in point.checks])
+        _check_few(point, op, inputs, where)
         return point
 
     def _kind(self, piece: Piece, handle: Any) -> Kind | None:
@@ -353,9 +350,9 @@ class DynamicRecorder(TensorRecorder):
 
     def backward(self, tensor: Tensor, grad: Any, retain_graph: bool) -> None:
         piece = self.piece
+        if piece.at_boundary:
+            self.run(piece, looked=False)
         with self.lock, piece:
-            if piece.at_boundary:
-                self.run(piece, looked=False)
             root = piece.slots.get(tensor.node)
             if piece.point is None or root is None or grad is not None or _eager:
                 piece.point = None
@@ -406,9 +403,9 @@ class DynamicRecorder(TensorRecorder):
 
     def advance(self, optimizer: Any, parameters: list[Parameter]) -> None:
         piece = self.piece
+        if piece.at_boundary:
+            self.run(piece, looked=False)
         with self.lock, piece:
-            if piece.at_boundary:
-                self.run(piece, looked=False)
             step = self._rehearsed(optimizer, parameters)
             if (
                 step is None
@@ -540,6 +537,14 @@ class DynamicRecorder(TensorRecorder):
     @device.setter
     def device(self, name: str) -> None:
         self.runner.device = name
+
+
+def _not_made(piece: Piece, nodes: list[Node], key: Sequence[Any]) -> None:
+    """After a call that failed: what it read for the first time is not on the trail."""
+    if piece.point is not None and piece.nodes is nodes:
+        for place in key:
+            if isinstance(place, Kind):
+                del piece.slots[nodes.pop()]
 
 
 def _check_few(point: Point, op: Operator, inputs: list[Node], where: Where) -> None:

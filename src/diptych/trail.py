@@ -164,8 +164,8 @@ class Piece:
         """What is inside notes one call."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Leave the trail where something other than an error, as Ctrl-C, came in between."""
-        if kind is not None and not issubclass(kind, Exception):
+        """Leave the trail where an error or Ctrl-C came in between."""
+        if kind is not None:
             self.point = None
 
     def complete(self) -> None:
