@@ -146,21 +146,46 @@ def test_state_that_is_replaced(rule):
 
 
 @every_rule
-def test_copies_and_pickles_step_by_themselves(rule):
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_copies_and_pickles_go_on_to_the_same_bits(rule, copied):
     run = Run(rule)
-    parameters, other = copy.deepcopy((run.parameters, run.optimizer))
+    model, other = copied((run.model, run.optimizer))
     assert other.rehearsed is None
-    assert [p is q for p, q in zip(other.parameters, parameters, strict=True)]
-    pickle.loads(pickle.dumps(run.optimizer))
+    assert all(p is q for p, q in zip(other.parameters, model.parameters(), strict=True))
+    x = dp.tensor(np.ones((5, 7), np.float32))
+    for net, optimizer in ((run.model, run.optimizer), (model, other)):
+        for _ in range(2):
+            net(x).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, its in ((run.model, model), (run.optimizer, other)):
+        state = its.state_dict()
+        assert {k: v.tobytes() for k, v in mine.state_dict().items()} == {
+            k: v.tobytes() for k, v in state.items()
+        }
+
+
+@every_rule
+def test_a_shallow_copy_steps_by_itself(rule):
+    run = Run(rule)
     twin = copy.copy(run.optimizer)
     twin.lr = 0.0
     before = [p.numpy().copy() for p in run.parameters]
-    loss = run.model(dp.tensor(np.ones((5, 7), np.float32))).sum()
-    loss.backward()
-    if rule is not RULES["nesterov"]:
-        twin.step()
-        for p, b in zip(run.parameters, before, strict=True):
-            assert np.array_equal(p.numpy(), b)
+    run.model(dp.tensor(np.ones((5, 7), np.float32))).sum().backward()
+    twin.step()
+    for p, b in zip(run.parameters, before, strict=True):
+        assert np.array_equal(p.numpy(), b)
+
+
+def test_betas_that_change_in_place_count():
+    def between(run, n):
+        if n == 3:
+            run.optimizer.betas[0] = 0.5
+
+    def rule(p):
+        return optim.Adam(p, lr=0.01, betas=[0.9, 0.99])
+
+    assert Run(rule, between).bits() == eagerly(rule, between) != Run(rule).bits()
 
 
 def test_some_parameters_without_gradients():

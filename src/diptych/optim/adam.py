@@ -45,7 +45,7 @@ class Adam(Optimizer):
         self._check(0.0, 1.0, beta1=betas[0], beta2=betas[1])
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.powers: list[Parameter] = []
-        self.moments: dict[int, tuple[Parameter, Parameter]] = {}
+        self.moments: dict[Parameter, tuple[Parameter, Parameter]] = {}
         self._scalars: tuple[Tensor, Tensor] | None = None
 
     def before_step(self) -> None:
@@ -67,7 +67,7 @@ class Adam(Optimizer):
     def slots(self) -> dict[str, Parameter]:
         slots = {f"power.{n}": power for n, power in enumerate(self.powers)}
         for n, parameter in enumerate(self.parameters):
-            for kind, moment in zip("mv", self.moments.get(id(parameter), ()), strict=False):
+            for kind, moment in zip("mv", self.moments.get(parameter, ()), strict=False):
                 slots[f"{kind}.{n}"] = moment
         return slots
 
@@ -87,7 +87,7 @@ class Adam(Optimizer):
         self._scalars = None
 
     def settings(self) -> tuple[Any, ...]:
-        return (self.betas, self.eps, self.weight_decay)
+        return (*self.betas, self.eps, self.weight_decay)
 
     def state(self) -> list[Parameter]:
         return [*self.powers, *chain.from_iterable(self.moments.values())]
@@ -116,10 +116,10 @@ class Adam(Optimizer):
         return rounded
 
     def _moments(self, parameter: Parameter) -> tuple[Parameter, Parameter]:
-        found = self.moments.get(id(parameter))
+        found = self.moments.get(parameter)
         if found is None:
             found = (self.zeros(parameter), self.zeros(parameter))
-            self.moments[id(parameter)] = found
+            self.moments[parameter] = found
         return found
 
 

@@ -37,7 +37,7 @@ class SGD(Optimizer):
                 "nesterov is a kind of momentum", f"momentum={momentum}", "e.g. momentum=0.9"
             )
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
-        self.velocity: dict[int, Parameter] = {}
+        self.velocity: dict[Parameter, Parameter] = {}
 
     def settings(self) -> tuple[Any, ...]:
         return (self.momentum, self.weight_decay, self.nesterov)
@@ -61,16 +61,16 @@ class SGD(Optimizer):
         return fma(self.momentum, new, d) if self.nesterov else add(new, 0.0)  # type: ignore[no-any-return]
 
     def _velocity(self, parameter: Parameter) -> Parameter:
-        v = self.velocity.get(id(parameter))
+        v = self.velocity.get(parameter)
         if v is None:
-            v = self.velocity[id(parameter)] = self.zeros(parameter)
+            v = self.velocity[parameter] = self.zeros(parameter)
         return v
 
     def slots(self) -> dict[str, Parameter]:
         return {
-            f"velocity.{n}": self.velocity[id(p)]
+            f"velocity.{n}": self.velocity[p]
             for n, p in enumerate(self.parameters)
-            if id(p) in self.velocity
+            if p in self.velocity
         }
 
     def make_slots(self) -> None:
