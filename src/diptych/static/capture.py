@@ -18,9 +18,10 @@ from diptych.graph.text import print_graph
 from diptych.runtime.checks import Checks
 from diptych.size import Looked
 from diptych.static.executor import STREAK, Executor, Feed, Plan, Steady
-from diptych.static.guard import PLAIN, Guard, Reached, Snapshot, Watch
+from diptych.static.guard import Guard, Snapshot, Watch
 from diptych.static.program import Program
 from diptych.static.promote import Structure, Symbols
+from diptych.static.reached import PLAIN, Reached
 from diptych.tensor import Tensor, current_panel, default_panel
 
 Array = np.ndarray[Any, Any]
@@ -392,9 +393,10 @@ def compile(function: Function | None = None, *, check: int = 0) -> Any:
     parameters and optimizer state that it reads or assigns are found by the recorder. Arrays may
     stand in nested tuples, lists and dicts; other arguments are part of the capture.
 
-    A capture is guarded by the numbers among the globals, closure variables and attributes that
-    the function names, by the identity of modules, optimizers and parameters, by the modes (train,
-    no_grad) and by which gradients are there: where one differs, the function is captured anew.
+    A capture is guarded by the numbers among the globals, closure variables, defaults and
+    attributes that the function, or one that it calls, names, by the identity of modules,
+    optimizers and parameters, by the modes (train, no_grad) and by which gradients are there:
+    where one differs, the function is captured anew.
     Once a size of an argument was seen to change, the next capture holds for all sizes of 2 and
     more, unless the function needs the size as a number (to branch on it, to loop so often).
     What would be frozen silently is a FrozenValueError that names the line. Guards do not see what

@@ -1,25 +1,19 @@
-"""What a capture depends on besides its arguments, and what may not change while it is made.
+"""Whether what a capture depends on is as it was, and that nothing of it changes in the making.
 
-A function names globals, closure cells and attributes. Their numbers, and the identity of the
-modules, optimizers, parameters and functions among them, are places; a capture is valid as long as
-every place reads as it did. While a capture is made the same places are watched line by line, with
-Python's and numpy's random numbers: what changes there would happen once and never again.
+A capture is valid as long as every place (see `reached`) reads as it did. While a capture is made
+the same places are watched line by line, with Python's and numpy's random numbers: what changes
+there would happen once and never again.
 """
 
 from __future__ import annotations
 
-import builtins
-import dis
-import functools
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from operator import is_, itemgetter
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import CellType
 from typing import Any
 
 import numpy as np
@@ -28,51 +22,17 @@ from diptych.errors import PACKAGE, FrozenValueError, generated
 from diptych.generator import default_generator
 from diptych.graph.node import Where
 from diptych.runtime.checks import Checks
-from diptych.tensor import Tensor
-
-MISSING = object()
-PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
-CONTAINERS = (list, tuple, dict, set)
-OPAQUE = (*PLAIN, ModuleType, Tensor, np.ndarray)  # what nothing is reached through
-# Python's own modules, and the folder of installed ones, which in an environment is another.
-LIBRARY = ("<frozen ", os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(np.__file__)))
-MANY = 256  # elements of a container that are looked at
-METHODS = ("training", "forward", "step", "update")  # of modules and optimizers
-LARGE = 1 << 20  # bytes of an array that are compared line by line
-
-
-@dataclass(frozen=True)
-class Place:
-    """A name in a dict (globals, attributes) or a closure cell, and whose it is."""
-
-    holder: Any
-    name: str
-    owner: str
-    ours: bool  # an attribute of a class of diptych, which keeps its own state
-    kind: Any = None  # the class, which has the attribute where the object does not
-
-    def read(self) -> Any:
-        if isinstance(self.holder, CellType):
-            try:
-                return self.holder.cell_contents
-            except ValueError:
-                return MISSING
-        value = self.holder.get(self.name, MISSING)
-        return getattr(self.kind, self.name, MISSING) if value is MISSING else value
-
-
-def mark(value: Any) -> Any:
-    """What is compared: plain values, what is in a container, the identity of others."""
-    if isinstance(value, PLAIN):
-        return type(value), repr(value) if isinstance(value, float | np.generic) else value
-    if isinstance(value, list | tuple):
-        inside = tuple(_short(v) for v in value[:MANY])
-        return id(value) if isinstance(value, list) else 0, len(value), inside
-    if isinstance(value, dict):
-        return id(value), tuple((_short(k), _short(v)) for k, v in list(value.items())[:MANY])
-    if isinstance(value, set):
-        return id(value), len(value)
-    return id(value)
+from diptych.static.reached import (
+    CONTAINERS,
+    LARGE,
+    LIBRARY,
+    MANY,
+    MISSING,
+    PLAIN,
+    Place,
+    Reached,
+    mark,
+)
 
 
 def _watched(value: Any) -> Any:
@@ -80,117 +40,6 @@ def _watched(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return id(value), value.tobytes() if value.nbytes <= LARGE else b""
     return mark(value) if isinstance(value, (*PLAIN, *CONTAINERS)) else 0
-
-
-def _is_generator(value: Any) -> bool:
-    """Of Python or numpy; where their modules are not imported yet there is none."""
-    python, numpys = (sys.modules.get(name) for name in ("random", "numpy.random"))
-    return (python is not None and isinstance(value, python.Random)) or (
-        numpys is not None and isinstance(value, numpys.Generator | numpys.RandomState)
-    )
-
-
-def _short(value: Any) -> Any:
-    return (type(value), repr(value)) if isinstance(value, PLAIN) else id(value)
-
-
-class Reached:
-    """Everything that functions and objects name, found by walking from them."""
-
-    def __init__(self, roots: list[Any]) -> None:
-        self.places: list[Place] = []
-        self.settings: list[Place] = []  # attributes that every run reads anew
-        self.objects: list[Any] = []
-        self.generators: list[Any] = []
-        self.names: set[str] = set()
-        self._seen: set[int] = set()
-        self._queue = list(roots)
-        while self._queue:
-            self._visit(self._queue.pop())
-
-    def _visit(self, value: Any) -> None:
-        if id(value) in self._seen or isinstance(value, OPAQUE):
-            return
-        self._seen.add(id(value))
-        if isinstance(value, MethodType):
-            self._queue += [value.__func__, value.__self__]
-        elif isinstance(value, FunctionType):
-            self._function(value)
-        elif _is_generator(value):
-            self.generators.append(value)
-        elif isinstance(value, list | tuple | set):
-            self._queue.extend(list(value)[:MANY])
-        elif isinstance(value, dict):
-            self._queue.extend(list(value.values())[:MANY])
-        elif not isinstance(value, type) and hasattr(value, "__dict__"):
-            wrapped = vars(value).get("__wrapped__")
-            if wrapped is not None and type(value).__module__.startswith("diptych."):
-                self._queue.append(wrapped)  # a compiled function: what it counts is its own
-            else:
-                self._object(value)
-
-    def _function(self, function: FunctionType) -> None:
-        if function.__code__.co_filename.startswith(PACKAGE):
-            return
-        wrapped = getattr(function, "__wrapped__", None)
-        if wrapped is not None:
-            self._queue.append(wrapped)
-        self.names |= set(_names(function.__code__))
-        for name in _globals(function.__code__):
-            if name in function.__globals__ and not hasattr(builtins, name):
-                self._place(Place(function.__globals__, name, "global", False))
-        cells = function.__closure__ or ()
-        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
-            self._place(Place(cell, name, "variable", False))
-
-    def _object(self, value: Any) -> None:
-        kind = type(value)
-        ours = kind.__module__.startswith("diptych.")
-        known = any(c.__module__.startswith("diptych.") for c in kind.__mro__)
-        self.objects.append(value)
-        for c in kind.__mro__:
-            if not c.__module__.startswith("diptych.") and c is not object and known:
-                self._queue += [f for f in vars(c).values() if isinstance(f, FunctionType)]
-        read_anew = getattr(kind, "live", ())
-        names = set(vars(value)) if known else self.names & vars(value).keys()
-        for name in names | self._class_values(kind, known):
-            if name in read_anew:
-                self.settings.append(Place(vars(value), name, f"{kind.__name__}.", False))
-            else:
-                self._place(Place(vars(value), name, f"{kind.__name__}.", ours, kind))
-
-    def _class_values(self, kind: type, known: bool) -> set[str]:
-        """Values of a class that its objects may be asked for, and may have of their own: plain
-        ones, and the methods that a step calls."""
-        asked = METHODS if known else ("training",)
-        found = {name for name in asked if hasattr(kind, name)}
-        for c in kind.__mro__:
-            own = known and not c.__module__.startswith("diptych.")
-            for name, value in vars(c).items():
-                plain = isinstance(value, (*PLAIN, *CONTAINERS, np.ndarray))
-                if plain and name[:2] != "__" and (own or name in self.names):
-                    found.add(name)
-        return found
-
-    def _place(self, place: Place) -> None:
-        self.places.append(place)
-        self._queue.append(place.read())
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """Names that a function and the functions inside it use."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-@functools.lru_cache(maxsize=1024)
-def _globals(code: CodeType) -> tuple[str, ...]:
-    """Names that it looks up among the globals: `step` of `optimizer.step()` is none of them."""
-    own = [i.argval for i in dis.get_instructions(code) if i.opname.endswith(("_GLOBAL", "_NAME"))]
-    inner = [_globals(c) for c in code.co_consts if isinstance(c, CodeType)]
-    return tuple(dict.fromkeys([*own, *(name for names in inner for name in names)]))
 
 
 class Guard:
@@ -202,7 +51,8 @@ class Guard:
 
     def __init__(self, roots: list[Any], arrays: list[np.ndarray[Any, Any]]) -> None:
         reached = Reached(roots)
-        self.arrays = [(a, a.tobytes()) for a in arrays]
+        compared = {id(a): a for a in [*arrays, *reached.arrays]}
+        self.arrays = [(a, a.tobytes()) for a in compared.values()]
         self.flat: list[tuple[Place, Any]] = []
         self.deep: list[tuple[Place, Any, Any]] = []
         for place in reached.places:
