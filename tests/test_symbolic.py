@@ -223,6 +223,23 @@ def test_a_function_that_needs_the_number_is_captured_for_each_size(name):
     assert needs_number(READS[name]) == [1, 1, 1, 1]
 
 
+def test_a_bug_of_ours_is_not_taken_for_a_need_of_the_number(monkeypatch):
+    """Where a capture or an executable for all sizes fails by our fault, it says so."""
+
+    def broken(x):
+        if not isinstance(x.shape[0], int):
+            raise InternalError("broken for symbols")
+        return x * 2
+
+    call = dp.compile(broken)
+    call(np.ones(4, np.float32))
+    with pytest.raises(InternalError, match="broken for symbols"):
+        call(np.ones(5, np.float32))
+    loader = data.DataLoader(data.arrays(np.ones((7, 3), np.float32), np.ones(7)), 4)
+    with pytest.raises(InternalError, match="broken for symbols"):
+        dp.scan(dp.compile(lambda x, y: broken(x).sum() * y.sum()), loader)
+
+
 KEEPS = {
     "arithmetic": lambda x: x.reshape(1, x.shape[0] * 2 // 2).sum(),
     "a divisor": lambda x: x.sum() / x.shape[0],

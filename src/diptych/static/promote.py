@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from diptych.errors import InternalError
+
 Shapes = tuple[tuple[int, ...], ...]  # of the arrays among the arguments
 Place = tuple[int, int]  # an array and an axis
 Symbols = Mapping[Place, str]
@@ -85,6 +87,8 @@ class Structure:
                 return made
         try:
             self.captures.append(capture(self.symbols))
+        except InternalError:
+            raise
         except Exception:  # the capture without symbols says what is wrong, if anything is
             self.failed.append(self.symbols)
             self.symbols, self.captures = {}, []
