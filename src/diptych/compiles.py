@@ -68,6 +68,7 @@ class _Local(threading.local):
 _local = _Local()
 _log: deque[Compile] = deque(maxlen=KEPT)
 _forms: dict[Any, Form] = {}  # the last one of every structure
+_orders: dict[str, Any] = {}  # operators in the order they were called in, each under the last
 _lock = threading.Lock()
 
 
@@ -79,9 +80,10 @@ def announce(
     key = (calls, loop)
     with _lock:
         before = _forms.get(key)
-        new = _difference(before, form)
-        computed = (n.where for n in graph.nodes if n.inputs and n.where != NOWHERE)
-        found = Announced(next(computed, NOWHERE), new)
+        computed = [n for n in graph.nodes if n.inputs]
+        new = _new_calls(computed) if before is None else _difference(before, form)
+        lines = (n.where for n in computed if n.where != NOWHERE)
+        found = Announced(next(lines, NOWHERE), new)
         if _local.forbidden:
             raise RecompileError(
                 "inside no_recompile everything runs that was compiled before it",
@@ -89,6 +91,9 @@ def announce(
                 "run it once before with the same types; dp.why() lists what was compiled",
             )
         _forms[key] = form
+        at = _orders
+        for node in computed:
+            at = at.setdefault(node.op.name, {})
     return found
 
 
@@ -128,9 +133,21 @@ def _described(
     return (len(graph.inputs), *calls), form
 
 
-def _difference(before: Form | None, now: Form) -> str:
-    if before is None:
-        return "calls that were not made in this order before"
+def _new_calls(computed: list[Node]) -> str:
+    """What is new where no graph had the same calls: from which on it is like none before."""
+    at = _orders
+    for node in computed:
+        if node.op.name not in at:
+            return f"calls that were not made in this order before, from {_called(node)} on"
+        at = at[node.op.name]
+    return "calls that were made in this order before, on other values or with more behind them"
+
+
+def _called(node: Node) -> str:
+    return node.op.name if node.where == NOWHERE else f"{node.op.name} ({node.where})"
+
+
+def _difference(before: Form, now: Form) -> str:
     for was, is_ in zip(before.types, now.types, strict=True):
         if was != is_:
             return f"the same calls with another type: {is_} instead of {was}"
