@@ -19,7 +19,7 @@ from diptych import data
 from diptych.data import unpacked
 from diptych.data.download import download
 from diptych.data.idx import FILES, mnist
-from diptych.errors import FileFormatError, MissingFileError
+from diptych.errors import DiptychError, FileFormatError, MissingFileError, ShapeError
 
 mnist_module = sys.modules["diptych.data.idx"]
 
@@ -100,6 +100,18 @@ def test_bad_loaders():
         with pytest.raises(dp.DiptychError):
             data.DataLoader(Squares(3), **bad)
     assert list(data.DataLoader(Squares(0), 4)) == []
+
+
+def test_what_is_no_data_set_of_rows_is_an_error_with_a_cure():
+    images, labels = np.zeros((4, 2), np.float32), np.zeros(4, np.int64)
+    with pytest.raises(DiptychError, match=r"rows[\s\S]*2 arrays[\s\S]*data\.arrays\("):
+        data.DataLoader((images, labels))
+    ragged = [np.zeros(3), np.zeros(2), np.zeros(3)]
+    for prefetch in (0, 2):
+        loader = data.DataLoader(ragged, batch_size=2, prefetch=prefetch)
+        with pytest.raises(ShapeError, match=r"one shape[\s\S]*\[3\] and \[2\][\s\S]*pad"):
+            next(iter(loader))
+    assert [b.shape for b in data.DataLoader(ragged, batch_size=1)] == [(1, 3), (1, 2), (1, 3)]
 
 
 def test_an_unseeded_loader_says_its_seed(capsys):

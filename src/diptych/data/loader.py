@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, ShapeError
 from diptych.generator import drawn_seed
 from diptych.ops.base import whole
 from diptych.philox import permutation
@@ -42,6 +42,12 @@ class DataLoader:
                 "a data set has a length, and gives a row by its number",
                 f"a {type(dataset).__name__}",
                 "data.arrays(images, labels), a list of rows, or __len__ and __getitem__",
+            )
+        if isinstance(dataset, tuple) and all(isinstance(a, np.ndarray) for a in dataset):
+            raise DiptychError(
+                "a data set gives rows by their numbers",
+                f"a tuple of {len(dataset)} arrays",
+                "DataLoader(data.arrays(images, labels), 16)",
             )
         if prefetch is not None:
             prefetch = whole(prefetch, "the number of batches made ahead", 0)
@@ -76,8 +82,20 @@ def batch(dataset: Any, rows: Array) -> Any:
         return dataset.batch(rows)
     items = [dataset[int(n)] for n in rows]
     if isinstance(items[0], tuple | list):
-        return tuple(np.stack([np.asarray(i[n]) for i in items]) for n in range(len(items[0])))
-    return np.stack([np.asarray(i) for i in items])
+        return tuple(_stacked([i[n] for i in items]) for n in range(len(items[0])))
+    return _stacked(items)
+
+
+def _stacked(values: Sequence[Any]) -> Array:
+    arrays = [np.asarray(value) for value in values]
+    shapes = list(dict.fromkeys(a.shape for a in arrays))
+    if len(shapes) > 1:
+        raise ShapeError(
+            "the rows of a batch have one shape",
+            f"{list(shapes[0])} and {list(shapes[1])}",
+            "pad them to one length, or take batch_size=1",
+        )
+    return np.stack(arrays)
 
 
 class _Ahead:
