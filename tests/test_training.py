@@ -8,6 +8,7 @@ import pytest
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import nn, optim
+from diptych.errors import GraphError
 
 rng = np.random.default_rng(0)
 IMAGES = rng.standard_normal((8, 12, 20)).astype(np.float32)
@@ -154,3 +155,20 @@ def test_scan_of_another_data_set_of_the_same_length():
     for scale in (1.0, 2.0, 5.0):
         loader = dp.data.DataLoader(dp.data.arrays(images, labels, scale), 2)
         assert dp.scan(step, loader)[0].tolist() == [60 / scale] * 3
+
+
+def test_scan_follows_the_modes():
+    images, labels = np.ones((8, 3), np.float32), np.ones((8, 2), np.float32)
+    loader = dp.data.DataLoader(dp.data.arrays(images, labels), 4)
+    model = nn.Linear(3, 2)
+
+    def step(x, y):
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        model.weight.grad = model.bias.grad = None
+        return loss
+
+    scanned = dp.compile(step)
+    dp.scan(scanned, loader)
+    with dp.no_grad(), pytest.raises(GraphError, match="depends on a parameter"):
+        dp.scan(scanned, loader)

@@ -10,7 +10,7 @@ import numpy as np
 from diptych import engine
 from diptych.dtypes import Dim, Dimension, TensorType, as_dtype, i64
 from diptych.engine import element_strides
-from diptych.errors import DiptychError, ShapeError
+from diptych.errors import DiptychError, InternalError, ShapeError
 from diptych.generator import default_generator
 from diptych.graph.node import Graph, Node, input_node
 from diptych.graph.record import GRAPH, recording
@@ -82,12 +82,15 @@ def _run(
 ) -> list[Array]:
     dataset = loader.dataset
     types = tuple([(a.shape, a.dtype) for a in arrays])
-    key = (types, float(dataset.scale), float(dataset.shift))
+    mode = default_panel().grad_enabled
+    key = (types, float(dataset.scale), float(dataset.shift), mode)
     if any_size:
         made: Any = runs.get(key)
         if made is None or (made is not NEEDS_SIZE and not made.capture.valid()):
             try:
                 made = Scanned(function, dataset, arrays, batch, ROWS, BATCH)
+            except InternalError:
+                raise
             except Exception:  # without symbols it works, or says what is wrong
                 made = NEEDS_SIZE
             runs[key] = made
