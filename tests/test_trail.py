@@ -11,6 +11,7 @@ import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
 from diptych.errors import DiptychError, StartupError, ValueRangeError
+from diptych.trail import SHAPES
 
 X = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, 5)
@@ -182,6 +183,12 @@ def test_what_is_remembered_is_bounded(monkeypatch):
         y.numpy()
         dp.PANEL.run()
         assert n == 1 or dp.PANEL.trail.points <= 50 + 12
+
+
+def test_copies_for_shapes_that_do_not_come_back_are_let_go():
+    before = [weakref.ref(dp.tensor(np.ones(300 + n, np.float32)).node.value) for n in range(200)]
+    assert sum(r() is not None for r in before) <= SHAPES
+    assert len(dp.PANEL.trail.forms) <= SHAPES
 
 
 def test_history_that_is_alive_keeps_the_weights_it_read():

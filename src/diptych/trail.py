@@ -33,6 +33,7 @@ BACKWARD, ASSIGN, ADVANCE, SETTLE = (object() for _ in range(4))  # calls that a
 DEAD = next(map(getrefcount, [object()]))
 MOST = 100_000  # points of the tree: programs that never repeat do not fill the memory
 SPARES, LARGEST = 3, 1 << 20  # arrays kept for the next batch, and how large they may be
+SHAPES = 64  # of host arrays that are remembered, with the arrays that are kept for them
 
 
 class Kind:
@@ -286,11 +287,11 @@ class Trail:
         """What is known of host arrays like this one."""
         key = (value.dtype, value.shape)
         found = self.forms.get(key)
-        return (
-            self.forms.setdefault(key, Form(self, value.shape, value.dtype))
-            if found is None
-            else found
-        )
+        if found is None:
+            if len(self.forms) >= SHAPES:
+                self.forms.clear()
+            found = self.forms.setdefault(key, Form(self, value.shape, value.dtype))
+        return found
 
     def scalar(self, dtype: DType) -> tuple[TensorType, Kind, Any]:
         """Type, kind and numpy's dtype of a number."""
