@@ -3,4 +3,24 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ.setdefault("DIPTYCH_CACHE", os.path.join(tempfile.gettempdir(), "diptych-test-cache"))
+
+
+@pytest.fixture
+def fluid_process(tmp_path, monkeypatch):
+    """Programs, names and scope of fluid as in a new process."""
+    from diptych.fluid import dataset, files, framework
+
+    monkeypatch.chdir(tmp_path)
+    state, parameters = framework.STATE, framework.SCOPE.parameters
+    before = state.main, state.startup, state.names, dict(parameters)
+    state.main, state.startup = framework.Program(), framework.Program()
+    state.names = framework.UniqueNames()
+    yield
+    state.main, state.startup, state.names = before[:3]
+    parameters.clear()
+    parameters.update(before[3])
+    files.MAPPED.clear()
+    dataset.SETTINGS.source = "mnist"
