@@ -45,8 +45,9 @@ def value_and_grad(
         x = given[argument] if isinstance(given[argument], Tensor) else tensor(given[argument])
         need_float(x.type, "a gradient")
         panel = current_panel(x)
-        before, panel.grad_enabled = panel.grad_enabled, True
+        before = panel.grad_enabled
         try:
+            panel.grad_enabled = True
             given[argument] = own = elementwise.identity(x)
             own.node.needs_grad = True
             panel.changed(own.node)

@@ -313,11 +313,11 @@ class DynamicRecorder(TensorRecorder):
                     piece.nodes.append(old)
                 key = (ASSIGN, piece.slots.get(node), place, trainable)
                 piece.point = None if None in key else piece.point.then(key)
-            parameter.bind(node, trainable)
             piece.replaced.append((node, old))
             if node.value is None:
                 node.pending = piece
                 piece.waiting.append(parameter)
+            parameter.bind(node, trainable)  # last, for from here on it has no value without a run
 
     # ---- gradients -------------------------------------------------------------------------
 
@@ -454,11 +454,20 @@ class DynamicRecorder(TensorRecorder):
         for node in step.constants:
             key.append(self._place(piece, node, None))
             given.append(node)
-        piece.point = piece.point.then(tuple(key))
-        if whole:
-            bundle.step = (given, len(handles), structure, len(nodes))
-        self._assign_all(piece, step, given, where)
-        return True
+        first, waiting = len(piece.replaced), len(piece.waiting)
+        try:
+            piece.point = piece.point.then(tuple(key))
+            if whole:
+                bundle.step = (given, len(handles), structure, len(nodes))
+            self._assign_all(piece, step, given, where)
+            return True
+        except BaseException:  # Ctrl-C came in between: no part of the step was made
+            for owner, (_, old) in zip(step.assigned, piece.replaced[first:]):
+                owner.node = old
+            del piece.replaced[first:], piece.waiting[waiting:]
+            if whole:
+                bundle.step = None
+            raise
 
     def _assign_all(self, piece: Piece, step: Step, given: list[Any], where: Where) -> None:
         """The new values of a step, made of what it reads."""
@@ -467,10 +476,10 @@ class DynamicRecorder(TensorRecorder):
             old = given[at]
             node = Node(op, take(given), old.type, where)
             node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
+            replaced.append((node, old))
             node.pending, owner.node = piece, node
             slots[node] = len(nodes)
             nodes.append(node)
-            replaced.append((node, old))
         piece.waiting += step.assigned
 
     def _place(self, piece: Piece, node: Node, handle: Any) -> Any:

@@ -56,10 +56,10 @@ class Runner:
         if not piece.waiting:
             piece.clear()
             return
-        if piece.bundles:
-            piece.settle_alive()
         replaced = piece.replaced
         try:
+            if piece.bundles:
+                piece.settle_alive()
             run = self._prepared(piece)
             piece.clear()
             run()

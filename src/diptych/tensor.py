@@ -571,8 +571,8 @@ def no_grad() -> Iterator[None]:
     """Record without history: nothing in here is differentiated."""
     panel = current_panel()
     before = panel.grad_enabled
-    panel.grad_enabled = False
     try:
+        panel.grad_enabled = False
         yield
     finally:
         panel.grad_enabled = before

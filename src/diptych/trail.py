@@ -177,13 +177,13 @@ class Piece:
     def settle(self, bundle: Bundle) -> list[Any]:
         """Give every owner a gradient of its own; returns these."""
         made = [self.handle(node) for node in bundle.complete()]
-        self.bundles.remove(bundle)
         self.waiting += made
-        if self.point is not None:
-            self.point = self.point.then((SETTLE, bundle.first))
         for owner, gradient in zip(bundle.owners, made):
             if owner is not None and owner._grad is bundle:
                 owner._grad = gradient
+        if self.point is not None:
+            self.point = self.point.then((SETTLE, bundle.first))
+        self.bundles.remove(bundle)  # last: who was interrupted settles it again
         return made
 
     def settle_alive(self) -> None:

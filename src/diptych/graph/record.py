@@ -73,7 +73,9 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.stack: list[Recorder] = []
         self.where = NOWHERE
-        self.line: Where | None = None  # the author's, where it is known without a look
+        # The author's line, where it is known without a look: below code of this package that calls
+        # no code of the author all lines are one. Who sets it puts it back.
+        self.line: Where | None = None
 
 
 LOCAL = _Local()
@@ -132,18 +134,3 @@ def author_line() -> Where:
     if found is None:  # the code is kept, so that nothing else gets its id
         found = _places[id(code), at] = (code, Where(code.co_filename, frame.f_lineno))
     return found[1]
-
-
-def entered(own: bool) -> Where | None:
-    """Say that code of this package (or the author's) is called, and what was said before.
-
-    Below code of this package that calls no code of the author, all lines are one: that of the
-    call. Hand what this returns to `left` at the end.
-    """
-    before = LOCAL.line
-    LOCAL.line = None if not own else author_line()
-    return before
-
-
-def left(before: Where | None) -> None:
-    LOCAL.line = before

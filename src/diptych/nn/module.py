@@ -58,8 +58,8 @@ class Module(OfModule):
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         before = LOCAL.line
-        LOCAL.line = author_line() if self._own else None  # what `entered` does, without its call
         try:
+            LOCAL.line = author_line() if self._own else None  # below it all lines are one
             return self.forward(*inputs, **named)
         finally:
             LOCAL.line = before

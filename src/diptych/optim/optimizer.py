@@ -11,7 +11,7 @@ import numpy as np
 from diptych.dtypes import DType
 from diptych.elsewhere import OfOptimizer
 from diptych.errors import DiptychError, ShapeError
-from diptych.graph.record import current, entered, left
+from diptych.graph.record import LOCAL, author_line, current
 from diptych.ops.base import need_mapping
 from diptych.tensor import Parameter, Tensor, TensorRecorder, current_panel
 
@@ -90,19 +90,19 @@ class Optimizer(ABC, OfOptimizer):
 
     def record_step(self, panel: TensorRecorder, parameters: list[Parameter]) -> None:
         """The calls of a step, one by one."""
-        before, panel.grad_enabled = panel.grad_enabled, False
-        line = entered(self._own)
-        try:
+        before, line = panel.grad_enabled, LOCAL.line
+        try:  # from here on, for Ctrl-C may come before the first call
+            panel.grad_enabled = False
+            LOCAL.line = author_line() if self._own else None  # below it all lines are one
             self.before_step()
             for parameter in parameters:
                 grad = panel.get_grad(parameter)
                 assert grad is not None
                 self.update(parameter, grad)
-        finally:
-            self._rates.clear()
             self.after_step()
-            left(line)
-            panel.grad_enabled = before
+        finally:
+            panel.grad_enabled, LOCAL.line = before, line
+            self._rates.clear()
 
     def settings(self) -> tuple[Any, ...] | None:
         """What a step depends on but for `lr`, gradients and state. An optimizer that says so, and

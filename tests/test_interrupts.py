@@ -1,0 +1,91 @@
+"""Ctrl-C at any line of a training step leaves weights that are those before it or after it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diptych as dp
+import diptych.nn.functional as F
+from diptych import nn, optim
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((4, 6)).astype(np.float32)
+Y = rng.integers(0, 3, 4)
+RULES = {
+    "sgd": lambda p: optim.SGD(p, lr=0.1),
+    "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
+}
+FILES = ("dynamic.py", "trail.py", "running.py", "rehearsal.py", "optimizer.py", "tensor.py")
+PACKAGE = str(Path(dp.__file__).parent)
+
+
+class Trainer:
+    def __init__(self, rule, steps):
+        dp.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        self.optimizer = rule(self.model.parameters())
+        for _ in range(steps):
+            self.step()
+
+    def step(self):
+        loss = F.cross_entropy(self.model(dp.tensor(X)), dp.tensor(Y))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def bits(self):
+        return tuple(p.numpy().tobytes() for p in self.model.parameters())
+
+
+def interrupted(call, at):
+    """Whether the call came as far as its `at`-th line of this package, where Ctrl-C is raised."""
+    left = at
+
+    def line(frame, event, _):
+        nonlocal left
+        if event == "line":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return line
+
+    def entry(frame, event, _):
+        file = frame.f_code.co_filename
+        return line if file.startswith(PACKAGE) and file.endswith(FILES) else None
+
+    sys.settrace(entry)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_at_every_line_of_a_step(rule, looks):
+    """The step before may wait to be run, and is then the one that is interrupted."""
+    states = [Trainer(rule, steps).bits() for steps in (2, 3, 4)]
+
+    def call():
+        trainer.step()
+        if looks:
+            trainer.bits()
+
+    at, more, ends = 0, True, set()
+    while more:
+        trainer = Trainer(rule, 3)
+        more = interrupted(call, at)
+        trainer.optimizer.zero_grad()
+        assert dp.PANEL.grad_enabled, at
+        assert trainer.bits() in states, at
+        ends.add(states.index(trainer.bits()))
+        trainer.step().item()
+        at += 1
+    assert at > 100 and ends == {0, 1, 2}
