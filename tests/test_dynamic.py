@@ -10,6 +10,7 @@ import pytest
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
+from diptych.errors import GraphError
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((5, 8)).astype(np.float32)
@@ -197,6 +198,42 @@ def test_retain_graph_and_gradients_that_accumulate():
     assert w.grad.item() == 12.0
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_what_an_earlier_backward_released_is_an_error_not_a_part_of_a_gradient(eager):
+    def two_losses(between=lambda h: h, retain=False):
+        hidden = between(weight * 3.0)
+        first, second = hidden.sum(), (between(hidden) * hidden + weight).sum()
+        first.backward(retain_graph=retain)
+        second.backward()
+        found, weight.grad = weight.grad, None
+        return found * 1.0
+
+    weight = dp.Parameter(np.array([1.0, 2.0], np.float32))
+    dp.set_eager(eager)
+    try:
+        for run in (two_losses, two_losses, dp.compile(two_losses)):
+            with pytest.raises(GraphError, match="releases the history"):
+                run()
+            weight.grad = None
+        assert two_losses(retain=True).tolist() == [22.0, 40.0]
+        for _ in range(2):  # a value of another piece, beside one that is the same but for this
+            data, loss = dp.tensor([3.0, 6.0]), (weight * weight).sum()
+            (data.sum() * weight).sum().backward()
+            loss.backward()
+            weight.grad = None
+            loss.item()
+            assert (loss + 1.0).item() == 6.0
+            ((loss.detach() * weight).sum() + dp.tensor(loss.item())).backward()
+            weight.grad = None
+            with pytest.raises(GraphError, match=r"releases the history[\s\S]*detach"):
+                (loss * weight).sum().backward()
+            (dp.tensor(5.0) * weight).sum().backward()
+            assert weight.grad.tolist() == [5.0, 5.0]
+            weight.grad = None
+    finally:
+        dp.set_eager(False)
+
+
 def test_backward_after_a_look_long_ago():
     w = dp.tensor([1.0, 2.0], requires_grad=True)
     hidden = dp.exp(w)
@@ -269,6 +306,28 @@ def test_a_pending_tensor_crosses_threads():
     worker.start()
     worker.join()
     assert (seen[0] == X * 2 + 1).all()
+
+
+def test_what_waits_in_another_thread_reads_the_weights_of_its_time():
+    weight, kept = dp.Parameter(np.ones(600, np.float32)), []
+    optimizer = optim.SGD([weight], lr=0.5)
+
+    def step():
+        weight.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def record():
+        kept.append(weight * 2.0)  # not looked at
+
+    for _ in range(4):
+        step()
+        weight.numpy()
+    thread = threading.Thread(target=record)
+    thread.start()
+    thread.join()
+    step()
+    assert weight.numpy()[0] == -1.5 and kept[0].numpy()[0] == -2.0
 
 
 def test_one_row_of_a_batch_has_the_bits_it_has_alone():

@@ -12,6 +12,7 @@ import pytest
 import diptych as dp
 from diptych import nn
 from diptych.errors import FrozenValueError
+from diptych.static.reached import LARGE
 
 X = np.ones(3, np.float32)
 CALLS = 6  # of a capture: from the fourth on native code looks whether all is as it was
@@ -184,6 +185,15 @@ def test_a_change_is_seen(case):
     finally:
         change(2.0)
         PLAIN.bias, PLAIN._factor = before
+
+
+def test_a_large_array_that_an_operator_reads_is_compared():
+    table = np.ones((LARGE // 4 + 1,), np.float32)
+    call = dp.compile(lambda x: x * table[-1:] + table.sum() - table[:-1].sum())
+    held = [table]
+    assert call(X).tolist() == [2.0] * 3
+    table[-1] = 2.0
+    assert held and call(X).tolist() == [4.0] * 3
 
 
 def test_a_method_of_a_trainer_follows_the_mode_of_its_model():

@@ -178,3 +178,12 @@ def test_what_only_looks_like_an_array_is_fed_after_one(value):
     executor = dp.Executor()
     for fed in (np.array(3, np.float32), value, value):
         assert executor.run(program, {"x": fed}, [doubled])[0] == 6
+
+
+def test_a_run_that_is_watched_after_one_that_was_not():
+    with dp.Program() as program:
+        out = dp.data("x", [2]) * 2.0
+    executor, seen = dp.Executor(), []
+    for watch in (None, None, lambda name, where, value: seen.append(name)):
+        executor.run(program, {"x": np.ones(2, np.float32)}, [out], watch)
+    assert seen == [out.node.label]

@@ -141,6 +141,12 @@ def test_state_that_is_replaced(rule):
             run.optimizer.moments.clear()
         if n == 3 and hasattr(run.optimizer, "velocity"):
             run.optimizer.velocity.clear()
+        if n == 4:  # as many as there were
+            for p in run.parameters:
+                for of in ("velocity", "moments"):
+                    state = getattr(run.optimizer, of, {})
+                    if p in state:
+                        state[p] = copy.deepcopy(state[p])
 
     assert Run(rule, between).bits() == eagerly(rule, between)
 

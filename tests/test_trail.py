@@ -215,6 +215,32 @@ def test_history_that_is_alive_keeps_the_weights_it_read():
         expected = gradient((F.tanh(layer(x)) * layer(x)).mean())
 
 
+def test_history_that_begins_to_read_a_weight_keeps_it():
+    """A step that was made in place many times, and then while a gradient may read its weights."""
+
+    def run(eager):
+        dp.set_eager(eager)
+        model = network()
+        optimizer = optim.SGD(model.parameters(), lr=0.5)
+        found = []
+        for n in range(8):
+            value = F.tanh(model(dp.tensor(X))).mean() if n == 5 else None
+            if value is not None:
+                value.item()
+            F.cross_entropy(model(dp.tensor(X)), dp.tensor(Y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            model[0].bias.numpy()
+            if value is not None:
+                value.backward()
+                found = [p.grad.numpy().tobytes() for p in model.parameters() if p.grad is not None]
+                optimizer.zero_grad()
+        dp.set_eager(False)
+        return found
+
+    assert run(False) == run(True) != []
+
+
 def test_steps_after_a_look_still_update_in_place():
     """History that backward released reads nothing any more."""
     model = network()

@@ -172,3 +172,49 @@ def test_scan_follows_the_modes():
     dp.scan(scanned, loader)
     with dp.no_grad(), pytest.raises(GraphError, match="depends on a parameter"):
         dp.scan(scanned, loader)
+
+
+def test_scan_writes_over_no_value_that_somebody_has():
+    images, labels = np.ones((8, 3), np.float32), np.arange(8) % 2
+    model = nn.Linear(3, 2)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+    @dp.compile
+    def step(x, y):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.minimize(loss)
+        return loss
+
+    view = model.weight.numpy()
+    before = view.tobytes()
+    dp.scan(step, dp.data.DataLoader(dp.data.arrays(images, labels), 4))
+    assert view.tobytes() == before != model.weight.numpy().tobytes()
+    after = model.weight.numpy().tobytes()
+    labels[7] = 2  # in the second batch
+    with pytest.raises(dp.DiptychError, match="label 2"):
+        dp.scan(step, dp.data.DataLoader(dp.data.arrays(images, labels), 4))
+    assert model.weight.numpy().tobytes() == after
+
+
+def test_gradients_are_clipped_by_the_formula():
+    p = dp.Parameter(np.zeros(2, np.float32))
+    for size in (3e-6, 3.0, 0.1):
+        p.grad = dp.tensor([size, size * 4 / 3])
+        norm = optim.clip_grad_norm_([p], 1e-6)
+        length = np.hypot(*np.float64([size, size * 4 / 3]))
+        scale = min(1e-6 / (length + 1e-6), 1.0)
+        np.testing.assert_allclose(norm.item(), length, rtol=1e-6)
+        np.testing.assert_allclose(p.grad.numpy()[0], size * scale, rtol=1e-6)
+
+
+def test_moments_below_a_bound_become_zero():
+    p = dp.Parameter(np.ones(2, np.float32))
+    adam = optim.Adam([p], lr=0.1, betas=(0.5, 0.5))
+    p.grad = dp.tensor(np.float32([2.0**-40, 2.0**-60]))
+    adam.step()
+    m, v = adam.moments[p]
+    assert m.tolist() == [2.0**-41, 2.0**-61] and v.tolist() == [2.0**-81, 0.0]
+    p.grad = dp.tensor(np.float32([2.0**-102, 2.0**-39]))
+    for _ in range(70):
+        adam.step()
+    assert m.tolist()[0] == v.tolist()[0] == 0.0

@@ -28,12 +28,10 @@ def _ends(node: Node) -> bool:
 def history_of(root: Node) -> tuple[list[Node], list[Node], list[Node]]:
     """What a value came from: all of it that differentiation sees, what of it has a gradient, and
     its leaves."""
-    if root.released:
-        raise was_released(root)
     order = walk([root], stop=_ends)
-    history = [n for n in order if n.needs_grad]
-    if any(n.released for n in history):
+    if any(n.released for n in order):  # what it lacks would be missing from gradients
         raise was_released(root)
+    history = [n for n in order if n.needs_grad]
     leaves = [n for n in history if n.leaf]
     if not leaves:
         raise GraphError(
@@ -48,14 +46,15 @@ def release(history: Sequence[Node]) -> None:
     """Backward went through: these nodes cannot be differentiated again."""
     for node in history:
         if not node.leaf:
-            node.needs_grad, node.released = False, True
+            node.needs_grad, node.released, node.kind = False, True, None
 
 
 def was_released(node: Node) -> GraphError:
     return GraphError(
         "backward releases the history it went through; a compiled function hands out none",
         f"{node.type}",
-        "pass retain_graph=True to the first backward; call backward inside the function",
+        "pass retain_graph=True to the first backward, or .detach() what it went through; call "
+        "backward inside the function",
     )
 
 

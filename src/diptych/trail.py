@@ -39,14 +39,21 @@ SHAPES = 64  # of host arrays that are remembered, with the arrays that are kept
 class Kind:
     """What a piece distinguishes of a value that it reads; one object for equal ones."""
 
-    __slots__ = ("leaf", "needs_grad", "read", "strides", "type")
+    __slots__ = ("leaf", "needs_grad", "read", "released", "strides", "type")
 
     def __init__(
-        self, type: TensorType, strides: tuple[int, ...], needs_grad: bool, leaf: bool, read: bool
+        self,
+        type: TensorType,
+        strides: tuple[int, ...],
+        needs_grad: bool,
+        leaf: bool,
+        read: bool,
+        released: bool,
     ) -> None:
         self.type, self.strides = type, strides
         self.needs_grad, self.leaf = needs_grad, leaf
         self.read = read  # whether gradients of what was computed before may read it
+        self.released = released  # whether a backward went through it
 
 
 class Point(dict[Any, "Point"]):
@@ -268,8 +275,9 @@ class Trail:
         needs_grad: bool = False,
         leaf: bool = False,
         read: bool = False,
+        released: bool = False,
     ) -> Kind:
-        key = (type, strides, needs_grad, leaf, read)
+        key = (type, strides, needs_grad, leaf, read, released)
         found = self.kinds.get(key)
         return self.kinds.setdefault(key, Kind(*key)) if found is None else found
 
@@ -280,7 +288,9 @@ class Trail:
             assert node.value is not None
             strides = engine.element_strides(node.value)
             read = node.readers is not None
-            found = node.kind = self.kind(node.type, strides, node.needs_grad, node.leaf, read)
+            found = node.kind = self.kind(
+                node.type, strides, node.needs_grad, node.leaf, read, node.released
+            )
         return found  # type: ignore[no-any-return]
 
     def form(self, value: Array) -> Form:
