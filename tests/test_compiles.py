@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import step_of
 
 import diptych as dp
-import diptych.nn.functional as F
 from diptych import engine, nn, optim
 from diptych.dtypes import TensorType, f32
 from diptych.errors import RecompileError
@@ -114,15 +114,7 @@ def trainer(kind):
     dp.manual_seed(0)
     model = nn.Sequential(nn.Linear(11, 5), nn.ReLU(), nn.Dropout(0.25), nn.Linear(5, 3))
     optimizer = kind(model.parameters(), lr=0.1)
-
-    def step(images, labels):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
-    return model, optimizer, step
+    return model, optimizer, step_of(model, optimizer)
 
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])

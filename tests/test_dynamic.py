@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from networks import network
 
 import diptych as dp
 import diptych.nn.functional as F
@@ -15,11 +16,6 @@ from diptych.errors import GraphError
 rng = np.random.default_rng(0)
 X = rng.standard_normal((5, 8)).astype(np.float32)
 Y = rng.integers(0, 3, 5)
-
-
-def network(seed=0):
-    dp.manual_seed(seed)
-    return nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
 
 
 class Count:
@@ -38,7 +34,7 @@ class Count:
 @pytest.mark.parametrize("look", ["never", "before backward", "after step", "gradient"])
 def test_native_calls_of_a_training_loop(zero, look):
     """One call an iteration; a look before backward makes two."""
-    model = network()
+    model = network(8, 7, 3)
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     def iteration():
@@ -66,7 +62,7 @@ def test_native_calls_of_a_training_loop(zero, look):
 
 
 def test_a_loop_that_never_looks_is_bounded():
-    model = network()
+    model = network(8, 7, 3)
     values = []
     for _ in range(2):
         total = 0.0
@@ -81,7 +77,7 @@ def test_a_loop_that_never_looks_is_bounded():
 
 
 def test_an_evaluation_loop_with_history_is_bounded_too():
-    model, total = network(), 0.0
+    model, total = network(8, 7, 3), 0.0
     for _ in range(300):
         total = total + F.accuracy(model(dp.tensor(X)), dp.tensor(Y))
         assert len(dp.PANEL.piece.waiting) < 1000
@@ -120,7 +116,7 @@ def test_values_are_the_same_at_every_point_as_when_run_eagerly():
     """Stepping through in a debugger: every local is displayed after every line."""
 
     def lines():
-        model = network()
+        model = network(8, 7, 3)
         optimizer = optim.Adam(model.parameters(), lr=0.1)
         for _ in range(3):
             x = dp.tensor(X)
@@ -178,7 +174,7 @@ def test_a_tensor_never_changes():
 
 
 def test_snapshots_survive_training():
-    model = network()
+    model = network(8, 7, 3)
     optimizer = optim.SGD(model.parameters(), lr=0.5)
     snapshot, raw = model.state_dict(), model.parameters()[0].numpy()
     before, copied = raw.tobytes(), {k: v.tobytes() for k, v in snapshot.items()}
@@ -245,7 +241,7 @@ def test_backward_after_a_look_long_ago():
 
 
 def test_a_failed_run_restores_parameters_optimizer_and_gradients():
-    model = network()
+    model = network(8, 7, 3)
     optimizer = optim.Adam(model.parameters(), lr=0.1)
 
     def step(labels):
@@ -266,7 +262,7 @@ def test_a_failed_run_restores_parameters_optimizer_and_gradients():
         step(np.full(5, 9)).item()
     assert state() == before
     once = [step(Y).item(), state()]
-    fresh = network()
+    fresh = network(8, 7, 3)
     model, optimizer = fresh, optim.Adam(fresh.parameters(), lr=0.1)
     step(Y).item()
     assert [step(Y).item(), state()] == once

@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+from networks import network
 
 import diptych as dp
 import diptych.nn.functional as F
@@ -145,13 +146,8 @@ def test_random_programs_give_what_an_eager_run_gives(first):
         assert outcome(seed, False) == outcome(seed, True), program(seed)
 
 
-def network(seed=0):
-    dp.manual_seed(seed)
-    return nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
-
-
 def test_a_step_that_recurs_adds_nothing_to_what_is_remembered():
-    model = network()
+    model = network(8, 7, 3)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
 
     def iteration(n):
@@ -220,7 +216,7 @@ def test_history_that_begins_to_read_a_weight_keeps_it():
 
     def run(eager):
         dp.set_eager(eager)
-        model = network()
+        model = network(8, 7, 3)
         optimizer = optim.SGD(model.parameters(), lr=0.5)
         found = []
         for n in range(8):
@@ -243,7 +239,7 @@ def test_history_that_begins_to_read_a_weight_keeps_it():
 
 def test_steps_after_a_look_still_update_in_place():
     """History that backward released reads nothing any more."""
-    model = network()
+    model = network(8, 7, 3)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     places = set()
     for _ in range(5):
@@ -297,7 +293,7 @@ def test_a_call_whose_second_input_has_no_value_leaves_no_trace():
 
 def test_a_step_that_fails_half_way_leaves_no_trace():
     def run(broken):
-        model, losses = network(), []
+        model, losses = network(8, 7, 3), []
         optimizer = optim.Adam(model.parameters(), lr=0.1)
         for n in range(4):
             loss = F.cross_entropy(model(dp.tensor(X)), dp.tensor(Y))
@@ -316,7 +312,7 @@ def test_a_step_that_fails_half_way_leaves_no_trace():
 
 
 def test_what_nobody_holds_is_let_go():
-    model = network()
+    model = network(8, 7, 3)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     loss = F.cross_entropy(model(X), Y)
     loss.backward()
@@ -329,7 +325,7 @@ def test_what_nobody_holds_is_let_go():
 
 
 def test_gradients_of_one_thread_are_read_by_another():
-    model = network()
+    model = network(8, 7, 3)
     for _ in range(3):
         F.cross_entropy(model(X), Y).backward()
         seen = []

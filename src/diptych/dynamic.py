@@ -34,6 +34,7 @@ from diptych.trail import (
     Point,
     Trail,
     alive,
+    check_few,
     period_of,
 )
 
@@ -44,7 +45,6 @@ LOOP = 100  # calls without a look after which a loop is looked for
 HISTORY = 600  # the same where history is alive: a deep network is not a loop
 _UNCHECKED: set[str] = set()  # operators without positions
 _ADD = Add()
-FEW = 64  # positions that are compared as Python numbers
 
 
 class DynamicRecorder(TensorRecorder):
@@ -118,15 +118,14 @@ class DynamicRecorder(TensorRecorder):
             ):
                 return self.record(op, operands)
             node = Node(op, tuple(inputs), point.type, where)
-            if point.needs_grad:
-                node.needs_grad = True
+            node.needs_grad = point.needs_grad
             tensor = Tensor(node, self)
             piece.point, node.pending = point, piece
             slots[node] = len(nodes)
             nodes.append(node)
             piece.waiting.append(tensor)
         except Exception:
-            _not_made(piece, nodes, key)
+            piece.not_made(nodes, key)
             raise
         except BaseException:
             piece.point = None
@@ -151,7 +150,7 @@ class DynamicRecorder(TensorRecorder):
             point = self._explore(piece, op, inputs, key)
         if self.runner.flight is not None:
             self.runner.finish_values([inputs[n] for n, _ in point.checks])
-        _check_few(point, op, inputs, where)
+        check_few(point, op, inputs, where)
         return point
 
     def _kind(self, piece: Piece, handle: Any) -> Kind | None:
@@ -546,25 +545,6 @@ class DynamicRecorder(TensorRecorder):
     @device.setter
     def device(self, name: str) -> None:
         self.runner.device = name
-
-
-def _not_made(piece: Piece, nodes: list[Node], key: Sequence[Any]) -> None:
-    """After a call that failed: what it read for the first time is not on the trail."""
-    if piece.point is not None and piece.nodes is nodes:
-        for place in key:
-            if isinstance(place, Kind):
-                del piece.slots[nodes.pop()]
-
-
-def _check_few(point: Point, op: Operator, inputs: list[Node], where: Where) -> None:
-    """Labels and positions that are there lie inside; a few are compared without numpy."""
-    for n, size in point.checks:
-        value = inputs[n].value
-        if value is None or not value.size:
-            continue
-        few = value.ravel().tolist() if value.size <= FEW else (value.min(), value.max())
-        if min(few) < 0 or max(few) >= size:
-            interpret.check_positions(op, inputs, [i.value for i in inputs], where)
 
 
 def config_eager() -> bool:

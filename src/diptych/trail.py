@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych import engine
+from diptych import engine, interpret
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.graph.node import Node, Operator, Where
 
@@ -32,6 +32,7 @@ BACKWARD, ASSIGN, ADVANCE, SETTLE = (object() for _ in range(4))  # calls that a
 # What getrefcount says through map of what is in one list and nowhere else.
 DEAD = next(map(getrefcount, [object()]))
 MOST = 100_000  # points of the tree: programs that never repeat do not fill the memory
+FEW = 64  # positions that are compared as Python numbers
 SPARES, LARGEST = 3, 1 << 20  # arrays kept for the next batch, and how large they may be
 SHAPES = 64  # of host arrays that are remembered, with the arrays that are kept for them
 
@@ -175,6 +176,13 @@ class Piece:
         """Leave the trail where an error or Ctrl-C came in between."""
         if kind is not None:
             self.point = None
+
+    def not_made(self, nodes: list[Node], key: Sequence[Any]) -> None:
+        """After a call that failed: what it read for the first time is not on the trail."""
+        if self.point is not None and self.nodes is nodes:
+            for place in key:
+                if isinstance(place, Kind):
+                    del self.slots[nodes.pop()]
 
     def complete(self) -> None:
         """All that waits as nodes."""
@@ -324,3 +332,14 @@ def period_of(sites: list[Any]) -> int:
         if sites[-1 - period] == last and sites[period:] == sites[:-period]:
             return period
     return 0
+
+
+def check_few(point: Point, op: Operator, inputs: list[Node], where: Where) -> None:
+    """Labels and positions that are there lie inside; a few are compared without numpy."""
+    for n, size in point.checks:
+        value = inputs[n].value
+        if value is None or not value.size:
+            continue
+        few = value.ravel().tolist() if value.size <= FEW else (value.min(), value.max())
+        if min(few) < 0 or max(few) >= size:
+            interpret.check_positions(op, inputs, [i.value for i in inputs], where)
