@@ -47,7 +47,8 @@ class _Stopped(BaseException):
     """The process ends."""
 
 
-_changed = threading.Condition()  # holds for all below
+_lock = threading.RLock()  # for all below; Ctrl-C finds a way into a condition's `with`
+_changed = threading.Condition(_lock)
 _waiting: deque[Job] = deque()
 _begun: list[Job] = []  # what is being made, by the thread or by who is in a hurry
 _worker: threading.Thread | None = None
@@ -56,27 +57,44 @@ _closing = False
 
 def submit(job: Job) -> None:
     """Make it in the background, after what was submitted before."""
-    with _changed:
+    with _lock:
         _waiting.append(job)
     _start()
 
 
 def hurry(job: Job) -> None:
     """Return once it is made: here, unless somebody has begun."""
-    with _changed:
-        while job in _begun:
-            _changed.wait()
-        if job.is_done():
-            return
-        if job in _waiting:
-            _waiting.remove(job)
-        _begun.append(job)
-    _make(job)
+    mine = False
+    try:
+        with _lock:
+            while job in _begun:
+                _changed.wait()
+            if job.is_done():
+                return
+            mine = True
+            if job in _waiting:
+                _waiting.remove(job)
+            _begun.append(job)
+        _make(job)
+    except BaseException:  # Ctrl-C: what was begun here is left to the background
+        if mine:
+            _put_back(job)
+        raise
+
+
+def _put_back(job: Job) -> None:
+    with _lock:
+        if job in _begun:
+            _begun.remove(job)
+        if not job.is_done() and job not in _waiting:
+            _waiting.append(job)
+        _changed.notify_all()
+    _start()
 
 
 def finish() -> None:
     """Return once nothing waits."""
-    with _changed:
+    with _lock:
         jobs = [*_begun, *_waiting]
     for job in jobs:
         hurry(job)
@@ -89,19 +107,15 @@ def between() -> None:
 
 
 def _make(job: Job) -> None:
-    try:
-        job.run()
-    finally:
-        with _changed:
-            _begun.remove(job)
-            if not job.is_done():  # who was in a hurry was interrupted: it is made later
-                _waiting.appendleft(job)
-            _changed.notify_all()
+    job.run()
+    with _lock:
+        _begun.remove(job)
+        _changed.notify_all()
 
 
 def _start() -> None:
     global _worker
-    with _changed:
+    with _lock:
         if _worker is None and _waiting and not _closing:
             worker = threading.Thread(target=_work, name="diptych-compiler", daemon=True)
             with contextlib.suppress(RuntimeError):  # no more threads: what waits is not made
@@ -112,7 +126,7 @@ def _start() -> None:
 def _work() -> None:
     global _worker
     while True:
-        with _changed:
+        with _lock:
             if not _waiting or _closing:
                 _worker = None
                 return
@@ -123,7 +137,7 @@ def _work() -> None:
 
 def _close() -> None:
     global _closing
-    with _changed:
+    with _lock:
         _closing = True
         _waiting.clear()
         worker = _worker
@@ -132,16 +146,17 @@ def _close() -> None:
 
 
 def _forked() -> None:
-    global _changed, _worker
+    global _lock, _changed, _worker
     _waiting.extendleft(reversed(_begun))
     _begun.clear()
-    _changed, _worker = threading.Condition(), None
+    _lock, _worker = threading.RLock(), None
+    _changed = threading.Condition(_lock)
 
 
 atexit.register(_close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=lambda: _changed.acquire() and None,
-        after_in_parent=lambda: _changed.release(),
+        before=lambda: _lock.acquire() and None,
+        after_in_parent=lambda: _lock.release(),
         after_in_child=_forked,
     )

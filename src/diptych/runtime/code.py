@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from diptych import config
@@ -14,7 +14,7 @@ from diptych.compiler.target import Target
 from diptych.errors import PACKAGE
 from diptych.lazy import lazy
 from diptych.runtime.files import write_whole
-from diptych.runtime.llvm import INSIDE, USUAL, binding, new_machine, objects
+from diptych.runtime.llvm import INSIDE, USUAL, apart, binding, new_machine, objects
 from diptych.runtime.llvm import assembly as assembly
 from diptych.runtime.llvm import host_target as host_target
 
@@ -128,20 +128,11 @@ class Code:
         threads: int = 1,
         between: Callable[[], None] = lambda: None,
     ) -> None:
-        global _serial
         if isinstance(source, str):
             text = source
             source = Source(lambda: [text], target)
         made, self.compiled = source.objects(threads, between)
-        with _lock, INSIDE:
-            _serial += 1
-            builder = binding().JITLibraryBuilder()
-            for data in made:
-                builder = builder.add_object_img(data)
-            for name in (*entries, *counted):
-                builder = builder.export_symbol(name)
-            self._library = builder.add_current_process().link(_jit(), f"diptych{_serial}")
-            del builder  # what LLVM made ends inside
+        self._library = apart(partial(_linked, made, (*entries, *counted)))
         two = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         three = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
         self.functions: dict[str, Callable[..., int]] = {
@@ -152,6 +143,21 @@ class Code:
     def address(self, name: str) -> int:
         """Where a function is in memory."""
         return int(self._library[name])
+
+
+def _linked(made: Sequence[bytes], names: Sequence[str]) -> Any:
+    """Object code as a library of functions."""
+    global _serial
+    with _lock, INSIDE:
+        _serial += 1
+        builder = binding().JITLibraryBuilder()
+        for data in made:
+            builder = builder.add_object_img(data)
+        for name in names:
+            builder = builder.export_symbol(name)
+        library = builder.add_current_process().link(_jit(), f"diptych{_serial}")
+        del builder  # what LLVM made ends inside
+    return library
 
 
 @lru_cache(maxsize=1)

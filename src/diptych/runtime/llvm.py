@@ -3,27 +3,94 @@
 llvmlite lets one thread at a time into LLVM, and holds others up for as long as LLVM makes code.
 Its two long calls are therefore made past that lock: every module here has a context, and every
 thread at work a machine, of its own, which is all that LLVM asks of threads.
+
+Ctrl-C comes to the main thread, between any two calls: inside llvmlite it would leave its lock
+taken or a module without its context. So the main thread has others call LLVM (`apart`) and waits;
+where it is interrupted they go on to the end of what they are at.
 """
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
-from threading import Thread
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, Generic, TypeVar
 
 from diptych.compiler.target import Target, describe
 
 HASTE, USUAL = 0, 2  # levels of LLVM's code generator
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """A call that another thread makes, and what came of it. Locks and threads are Python's plain
+    ones: those of `threading` are themselves calls, which Ctrl-C may cut short."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.function = function
+        self.made: list[T] = []
+        self.problem: BaseException | None = None
+        self.running = False
+        self.done = _thread.allocate_lock()
+        self.done.acquire()
+
+    def run(self) -> None:
+        self.running = True
+        try:
+            self.made.append(self.function())
+        except BaseException as problem:  # raised in the thread that waits
+            self.problem = problem
+        finally:
+            _begun.discard(self)
+            self.done.release()
+
+    def result(self) -> T:
+        with self.done:
+            pass
+        if self.problem is not None:
+            raise self.problem
+        return self.made[0]
+
+
+_begun: set[Call[Any]] = set()
+
+
+def begin(function: Callable[[], T]) -> Call[T]:
+    """Have a thread of its own call a function."""
+    call = Call(function)
+    _begun.add(call)
+    try:
+        _thread.start_new_thread(call.run, ())
+    except RuntimeError:  # no more threads, or the process ends
+        call.run()
+    return call
+
+
+def apart(function: Callable[[], T]) -> T:
+    """What a function returns, called where no Ctrl-C comes: by another than the main thread."""
+    if threading.get_ident() != threading.main_thread().ident:
+        return function()
+    return begin(function).result()
+
+
+def _wait() -> None:
+    """The process does not end inside LLVM, where an interrupt has left a call."""
+    for call in list(_begun):
+        call.done.acquire(timeout=-1 if call.running else 1.0)  # which may not have been begun
 
 
 @lru_cache(maxsize=1)
 def binding() -> Any:
     """llvmlite's binding, imported at the first compile and not before."""
+    return apart(_binding)
+
+
+def _binding() -> Any:
     import llvmlite.binding
 
     llvmlite.binding.initialize_native_target()
@@ -35,12 +102,12 @@ def binding() -> Any:
 def host_target(name: str) -> Target:
     """The description of this machine, or of less than it."""
     llvm = binding()
-    return describe(
-        name,
-        llvm.get_process_triple(),
-        llvm.get_host_cpu_name(),
-        dict(llvm.get_host_cpu_features()),
-    )
+
+    def host() -> tuple[str, str, dict[str, bool]]:
+        features = dict(llvm.get_host_cpu_features())
+        return llvm.get_process_triple(), llvm.get_host_cpu_name(), features
+
+    return describe(name, *apart(host))
 
 
 class _Inside:
@@ -68,10 +135,12 @@ class _Inside:
 
 
 INSIDE = _Inside()
+atexit.register(_wait)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=INSIDE.close, after_in_parent=INSIDE.open, after_in_child=INSIDE.open
     )
+    os.register_at_fork(after_in_child=_begun.clear)
 
 
 _idle: dict[tuple[Target, int], list[Any]] = {}  # machines that no thread uses
@@ -110,42 +179,58 @@ def _past_the_lock(function: Any) -> Any:
 def object_code(text: str, target: Target, level: int = USUAL) -> bytes:
     """Optimise and translate one module; no pass here may change a bit. In haste it is translated
     as it is: in a quarter of the time, to code that takes two to ten times as long."""
-    with INSIDE, _machine(target, level) as machine:  # what LLVM made ends inside as well
-        module = _parsed(text)
+    return apart(partial(_object_code, text, target, level))
+
+
+def _object_code(text: str, target: Target, level: int) -> bytes:
+    with INSIDE, _machine(target, level) as machine, _parsed(text) as module:
         if level != HASTE:
             _optimise(module, machine)
-        made = _emitted(module, machine)
-        del module
-    return made
+        return _emitted(module, machine)
 
 
 def assembly(text: str, target: Target) -> str:
     """The machine code of a module as assembly text."""
-    with INSIDE, _machine(target) as machine:
-        module = _parsed(text)
+    return apart(partial(_assembly, text, target))
+
+
+def _assembly(text: str, target: Target) -> str:
+    with INSIDE, _machine(target) as machine, _parsed(text) as module:
         _optimise(module, machine)
-        made = str(machine.emit_assembly(module))
-        del module
-    return made
+        return str(machine.emit_assembly(module))
 
 
-def _parsed(text: str) -> Any:
+@contextmanager
+def _parsed(text: str) -> Iterator[Any]:
+    """A module, ended before its context: an error keeps both in a cycle, whose parts Python ends
+    in any order."""
     llvm = binding()
-    module = llvm.parse_assembly(text, llvm.create_context())
-    module.verify()
-    return module
+    context = llvm.create_context()
+    try:
+        module = llvm.parse_assembly(text, context)
+        try:
+            module.verify()
+            yield module
+        finally:
+            module.close()
+    finally:
+        context.close()
 
 
 def _optimise(module: Any, machine: Any) -> None:
     """Three passes. The text has its common subexpressions found, its loops tiled and unrolled:
     LLVM's whole pipeline takes seven times as long and makes no faster code of it."""
     llvm = binding()
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options())
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_instruction_combine_pass()
-    passes.add_loop_rotate_pass()
-    passes.add_simplify_cfg_pass()
-    _past_the_lock(llvm.ffi.lib.LLVMPY_RunNewModulePassManager)(passes, module, builder)
+    run = _past_the_lock(llvm.ffi.lib.LLVMPY_RunNewModulePassManager)
+    options = llvm.create_pipeline_tuning_options()
+    with (
+        llvm.create_pass_builder(machine, options) as builder,
+        llvm.create_new_module_pass_manager() as passes,
+    ):
+        passes.add_instruction_combine_pass()
+        passes.add_loop_rotate_pass()
+        passes.add_simplify_cfg_pass()
+        run(passes, module, builder)
 
 
 def _emitted(module: Any, machine: Any) -> bytes:
@@ -174,7 +259,7 @@ class Work:
         """Translate modules until none is left; `between` is called after each, and may raise."""
         try:
             while (n := self._next()) is not None:
-                self.made[n] = object_code(self.texts[n], self.target, self.level)
+                self.made[n] = _object_code(self.texts[n], self.target, self.level)
                 between()
         except BaseException as problem:  # raised by `objects`, in the thread that asked
             self.problems.append(problem)
@@ -187,16 +272,6 @@ class Work:
             return None
 
 
-def started(threads: Iterable[Thread]) -> list[Thread]:
-    """The threads that the system lets start: it may allow no more."""
-    running = []
-    with suppress(RuntimeError):
-        for thread in threads:
-            thread.start()
-            running.append(thread)
-    return running
-
-
 def objects(
     texts: Sequence[str],
     target: Target,
@@ -204,14 +279,17 @@ def objects(
     threads: int = 1,
     between: Callable[[], None] = lambda: None,
 ) -> list[bytes]:
-    """The object code of modules, made by so many threads; `between` is called by this one after
-    each, and may raise."""
+    """The object code of modules, made by so many threads; `between` is called after each by this
+    one, or for the main one, and may raise."""
     work = Work(texts, target, level)
-    others = min(threads, len(texts)) - 1
-    helpers = started(Thread(target=work.do) for _ in range(others))
-    work.do(between)
-    for helper in helpers:
-        helper.join()
+    try:
+        helpers = [begin(work.do) for _ in range(min(threads, len(texts)) - 1)]
+        apart(partial(work.do, between))
+        for helper in helpers:
+            helper.result()
+    except BaseException:  # Ctrl-C: what is begun is ended, and nothing else begun
+        work.left.clear()
+        raise
     if work.problems:
         raise work.problems[0]
     return [work.made[n] for n in range(len(texts))]

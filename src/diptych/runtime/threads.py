@@ -20,6 +20,8 @@ import atexit
 import ctypes
 import os
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +31,6 @@ from diptych import config
 from diptych.compiler import modes
 from diptych.errors import DiptychError
 from diptych.runtime.code import Code, host_target
-from diptych.runtime.llvm import started
 
 CHUNKS_PER_THREAD = 4
 MOST_CHUNKS = 65535
@@ -398,6 +399,16 @@ def _code() -> Code:
     return Code(pool_text(target.triple), target, entries)
 
 
+def _started(threads: Iterable[threading.Thread]) -> list[threading.Thread]:
+    """The threads that the system lets start: it may allow no more."""
+    running = []
+    with suppress(RuntimeError):
+        for thread in threads:
+            thread.start()
+            running.append(thread)
+    return running
+
+
 class Pool:
     """`threads` - 1 workers beside the caller, or as many as the system allows; `address` is what a
     table of pointers carries."""
@@ -407,7 +418,7 @@ class Pool:
         self._memory = np.zeros(WORDS + 8, np.int64)
         self.address = -(-self._memory.ctypes.data // 64) * 64
         self._call("diptych_start")
-        self._workers = started(
+        self._workers = _started(
             threading.Thread(
                 target=self._call, args=("diptych_worker",), name=f"diptych-{n}", daemon=True
             )

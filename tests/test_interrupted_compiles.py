@@ -1,0 +1,102 @@
+"""Ctrl-C at every place where Python looks for it, and then going on."""
+
+import subprocess
+import sys
+
+import pytest
+
+from diptych.runtime import background, llvm
+
+MODULE = "define i64 @one(ptr %table, ptr %arena) { ret i64 1 }"
+
+# An interrupt at every call and after every call of C that translating a module takes, each kept
+# with its traceback until the garbage is collected.
+TRANSLATING = f"""
+import gc, sys
+from diptych.runtime.llvm import binding, host_target, objects
+text, target = {MODULE!r}, host_target("native")
+
+def interrupted(place):
+    left = place
+    def look(frame, event, arg):
+        nonlocal left
+        if event in ("call", "c_return"):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+    sys.setprofile(look)
+    try:
+        objects([text], target)
+    except KeyboardInterrupt as problem:
+        problem.itself = problem
+    finally:
+        sys.setprofile(None)
+    return left > 0
+
+gc.disable()
+place = 1
+while not interrupted(place):
+    gc.collect()
+    place += 1
+assert place > 10, place
+objects([text], target)
+print("went on")
+"""
+
+
+def run(script):
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_interrupt_while_llvm_is_at_work():
+    assert run(TRANSLATING) == "went on\n"
+
+
+FAILING = f"""
+import gc
+from diptych.runtime import background, llvm
+text, target = {MODULE!r}, llvm.host_target("native")
+gc.disable()
+for problem in (RuntimeError, KeyboardInterrupt):
+    def fail(*_):
+        raise problem
+    for name in ("_optimise", "_emitted"):
+        before = getattr(llvm, name)
+        setattr(llvm, name, fail)
+        try:
+            llvm.objects([text] * 3, target, threads=2)
+        except problem as raised:
+            raised.itself = raised
+        setattr(llvm, name, before)
+        gc.collect()
+print(len(llvm.objects([text], target)))
+"""
+
+
+def test_an_error_of_llvm_ends_modules_before_their_contexts():
+    assert run(FAILING) == "1\n"
+
+
+def test_what_is_called_apart_returns_or_raises_here():
+    assert llvm.apart(lambda: 5) == 5
+    with pytest.raises(KeyError):
+        llvm.apart(lambda: {}[1])
+
+
+def test_an_interrupt_of_who_is_in_a_hurry_leaves_the_job_to_the_background():
+    calls = []
+
+    def make():
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return 7
+
+    job = background.Job(make)
+    with pytest.raises(KeyboardInterrupt):
+        background.hurry(job)
+    background.hurry(job)
+    assert job.result() == 7 and len(calls) == 2
