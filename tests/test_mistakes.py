@@ -1,5 +1,6 @@
 """What a newcomer gets wrong: nothing is silent, and the error says what to write instead."""
 
+import copy
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import diptych as dp
 import diptych.nn.functional as F
 from diptych import data, nn, optim
 from diptych.cli import main
+from diptych.errors import DiptychError
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 Y = np.arange(6) % 3
@@ -341,3 +343,19 @@ def test_an_interrupted_command_says_so_in_one_line():
         finally:
             run.kill()
     assert (run.returncode, said) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "rate", [None, float("nan"), -1.0, "0.1", [0.1], np.ones(1), dp.tensor(0.1)]
+)
+@pytest.mark.parametrize("rule", [optim.SGD, optim.Adam])
+def test_a_learning_rate_is_checked_where_it_is_set(rule, rate):
+    layer = nn.Linear(3, 2)
+    with pytest.raises(DiptychError, match="a learning rate is a number"):
+        rule(layer.parameters(), lr=rate)
+    optimizer = rule(layer.parameters(), lr=0.25)
+    with pytest.raises(DiptychError, match=r"a learning rate is a number.*\n.*test_mistakes"):
+        optimizer.lr = rate
+    assert optimizer.lr == 0.25 == copy.deepcopy(optimizer).lr
+    optimizer.lr = np.float32(0.5)
+    assert type(optimizer.lr) is float

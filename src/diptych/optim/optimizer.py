@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,11 +31,24 @@ _INSTEAD: dict[Any, str] = {
 }
 
 
+class Rate:
+    """`lr`: a number that is checked where it is set, and read as any attribute."""
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        if not isinstance(value, Real) or not value >= 0:  # type: ignore[operator]
+            given = f"{value.type}" if isinstance(value, Tensor) else repr(value)
+            raise DiptychError(
+                "a learning rate is a number, and not negative", given, "e.g. lr=0.1, or float(lr)"
+            )
+        vars(optimizer)["lr"] = float(value)
+
+
 class Optimizer(ABC, OfOptimizer):
     """Updates parameters from their gradients."""
 
     # Attributes that every run of a program reads anew, and what the dynamic panel keeps here.
     live = ("lr", "rehearsed")
+    lr: float = Rate()  # type: ignore[assignment]
     rehearsed: Any = None
     _own: ClassVar[bool] = True  # of this package: no line of the author is below `step`
 
@@ -58,10 +72,6 @@ class Optimizer(ABC, OfOptimizer):
                 "an optimizer takes parameters",
                 f"a {type(wrong[0]).__name__}",
                 _INSTEAD.get(type(wrong[0]), "make it a dp.Parameter"),
-            )
-        if not isinstance(lr, int | float) or not lr >= 0:
-            raise DiptychError(
-                "a learning rate is a number, and not negative", f"{lr!r}", "e.g. lr=0.1"
             )
 
     def __getstate__(self) -> dict[str, Any]:
