@@ -88,3 +88,77 @@ def test_at_every_line_of_a_step(rule, looks):
         trainer.step().item()
         at += 1
     assert at > 100 and ends == {0, 1, 2}
+
+
+def interrupted_at_entry(call, at):
+    """Whether the call came as far as the entry of its `at`-th function, where Ctrl-C is raised."""
+    left = at
+
+    def look(frame, event, _):
+        nonlocal left
+        if event == "call":
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(look)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return left < 0
+
+
+# Where Python ends a generator it tells of an interrupt and forgets it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("steps", [0, 5], ids=["capture", "steady"])
+def test_of_a_compiled_step(steps):
+    """The first call captures and compiles; after five nothing is looked at in Python."""
+
+    def trainer():
+        made = Trainer(RULES["momentum"], 0)
+        made.run = dp.compile(made.run)
+        made.step = lambda: made.run(X, Y)
+        for _ in range(steps):
+            made.step()
+        return made
+
+    expected, plain = [], trainer()
+    for _ in range(4):
+        expected.append(plain.bits())
+        plain.step()
+    at, stride = 0, 1 if steps else 41
+    while True:
+        one = trainer()
+        if not interrupted_at_entry(one.step, at):
+            break
+        one.optimizer.zero_grad()
+        now = expected.index(one.bits())
+        one.step()
+        assert now < 2 and one.bits() == expected[now + 1], at
+        at += stride
+    assert at > 5
+
+
+def test_where_a_program_ends():
+    """An interrupt that comes as a capture leaves its program leaves no thread recording."""
+    one, code = Trainer(RULES["sgd"], 0), dp.Program.__exit__.__code__
+
+    def look(frame, event, _):
+        if event == "call" and frame.f_code is code:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    fast = dp.compile(one.run)
+    sys.setprofile(look)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fast(X, Y)
+    finally:
+        sys.setprofile(None)
+    one.optimizer.zero_grad()
+    assert (dp.tensor(X) * 2.0).numpy().tolist() == (X * 2).tolist()
+    assert np.isfinite(float(fast(X, Y)))

@@ -82,8 +82,13 @@ class Captured:
         given, named = replace((args, kwargs), lambda a: self._place(places, a))
         self.handles = [weakref.ref(p) for p in places]
         places.clear()
-        with self.program, watch.lines():
-            result = function(*given, **named)
+        recorders = LOCAL.stack
+        depth = len(recorders)
+        try:
+            with self.program, watch.lines():
+                result = function(*given, **named)
+        finally:
+            del recorders[depth:]  # where Ctrl-C came at the end of the `with`
         return self._structure(result)
 
     def _place(self, places: list[Tensor], value: Any) -> Tensor:
@@ -167,9 +172,10 @@ class Captured:
         device = executor.device
         plan = self.plans.get(device)
         if plan is None:
-            plan = self.plans[device] = Plan(self.program, self.wanted, device)
+            plan = Plan(self.program, self.wanted, device)
             used = {f.name for f in plan.feeds}
             self.read = [n for n in range(len(arrays)) if f"argument_{n}" in used]
+            self.plans[device] = plan
         sizes = self._sizes(arrays) if self.symbols else NO_SIZES
         values = plan.call([_host(arrays[n]) for n in self.read], sizes)
         if plan.streak == STREAK and all([type(a) is np.ndarray for a in arrays]):

@@ -13,7 +13,7 @@ from diptych.dtypes import Dim, DType, TensorType, as_dtype
 from diptych.errors import FeedError, FrozenValueError, ObservedWhileRecording, StartupError
 from diptych.generator import default_generator
 from diptych.graph.node import Input, Node, Operator, constant_node, input_node, walk
-from diptych.graph.record import author_line, current, recording
+from diptych.graph.record import LOCAL, author_line, current
 from diptych.ops.base import Composite, whole, with_dims
 from diptych.ops.elementwise import stop_gradient
 from diptych.size import Looked
@@ -52,16 +52,15 @@ class Program(TensorRecorder):
         self.looked: Looked | None = None  # how the author of a capture meets its symbols
         self.version = 0
         self._executor = Executor()
-        self._entered: list[Any] = []
+        self._entered: list[int] = []  # how many recorders there were
 
     def __enter__(self) -> Program:
-        context = recording(self)
-        context.__enter__()
-        self._entered.append(context)
+        self._entered.append(len(LOCAL.stack))
+        LOCAL.stack.append(self)
         return self
 
     def __exit__(self, *problem: Any) -> None:
-        self._entered.pop().__exit__(*problem)
+        del LOCAL.stack[self._entered.pop() :]
 
     # ---- recording -------------------------------------------------------------------------
 
