@@ -11,6 +11,7 @@ import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine, nn, optim
 from diptych.dynamic import PANEL, set_eager
+from diptych.errors import GraphError
 
 RULES = {
     "sgd": lambda p: optim.SGD(p, lr=0.1),
@@ -286,3 +287,18 @@ def test_half_precision_beside_single():
         assert fast == run()
     finally:
         set_eager(False)
+
+
+def test_a_gradient_that_another_thread_forgot_is_an_error():
+    weight, bias = (dp.Parameter(np.ones(3, np.float32)) for _ in range(2))
+    optimizer = optim.SGD([weight, bias], lr=0.5)
+    weight.grad = dp.tensor(np.ones(3, np.float32))
+    bias.grad = dp.tensor(np.ones(3, np.float32))
+    optimizer.step()
+    found = dp.PANEL.with_gradients(optimizer.parameters)
+    bias.grad = None  # as another thread does between these two lines
+    with pytest.raises(GraphError, match="one thread at a time"):
+        dp.PANEL.advance(optimizer, found)
+    bias.grad = dp.tensor(np.ones(3, np.float32))
+    optimizer.step()
+    assert weight.numpy().tolist() == bias.numpy().tolist() == [0.0] * 3

@@ -147,7 +147,7 @@ class DynamicRecorder(TensorRecorder):
     ) -> Point:
         """The point after a call, and its positions checked."""
         if point is None:
-            point = self._explore(piece, op, inputs, key)
+            point = self.trail.explore(piece, op, inputs, key)
         if self.runner.flight is not None:
             self.runner.finish_values([inputs[n] for n, _ in point.checks])
         check_few(point, op, inputs, where)
@@ -161,21 +161,6 @@ class DynamicRecorder(TensorRecorder):
             piece.point = None
             return None
         return self.trail.kind_of(node)
-
-    def _explore(self, piece: Piece, op: Operator, inputs: list[Node], key: Any) -> Point:
-        """The point after a call that was not made from here before."""
-        types = [i.type for i in inputs]
-        type = op.infer(*types)
-        needs = (
-            type.dtype.is_float
-            and any([i.needs_grad for i in inputs])
-            and piece.grad_enabled
-            and op.flows(*types)
-        )
-        point = Point(type, needs)
-        self.trail.points += 1
-        point.checks = [(n, size) for n, size, _ in op.positions(*types) if isinstance(size, int)]
-        return piece.point.setdefault(key, point)  # type: ignore[union-attr]
 
     def changed(self, node: Node) -> None:
         super().changed(node)
@@ -324,7 +309,8 @@ class DynamicRecorder(TensorRecorder):
         grad: Any = handle._grad
         if type(grad) is Bundle:
             with self.lock, grad.piece:
-                grad.piece.settle(grad)
+                if handle._grad is grad:  # else another thread was faster
+                    grad.piece.settle(grad)
         return handle._grad
 
     def set_grad(self, handle: Tensor, grad: Tensor | None) -> None:
@@ -430,8 +416,8 @@ class DynamicRecorder(TensorRecorder):
         nodes, parameters, structure = piece.nodes, step.parameters, step.structure
         bundle: Any = parameters[0]._grad
         whole = type(bundle) is Bundle and bundle.is_all_of(piece, parameters)
-        handles = step.state if whole else [*step.state, *map(self.get_grad, parameters)]
-        given: list[Any] = [h.node for h in handles]  # type: ignore[union-attr]
+        handles = step.state if whole else [*step.state, *self._gradients_of(parameters)]
+        given: list[Any] = [h.node for h in handles]
         key: list[Any] = [ADVANCE, structure, None]
         known = 0
         if whole:  # the gradients say which values of the parameters they are of
@@ -467,6 +453,17 @@ class DynamicRecorder(TensorRecorder):
             if whole:
                 bundle.step = None
             raise
+
+    def _gradients_of(self, parameters: Sequence[Parameter]) -> list[Tensor]:
+        """The gradients of parameters that had one when the step began."""
+        found = [grad for p in parameters if (grad := self.get_grad(p)) is not None]
+        if len(found) < len(parameters):
+            raise GraphError(
+                "one thread at a time trains a model",
+                "gradients were forgotten by another thread while a step read them",
+                "a lock around the step, or a model for each thread",
+            )
+        return found
 
     def _assign_all(self, piece: Piece, step: Step, given: list[Any], where: Where) -> None:
         """The new values of a step, made of what it reads."""

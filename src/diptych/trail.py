@@ -301,6 +301,21 @@ class Trail:
             )
         return found  # type: ignore[no-any-return]
 
+    def explore(self, piece: Piece, op: Operator, inputs: list[Node], key: Any) -> Point:
+        """The point after a call that was not made from here before."""
+        types = [i.type for i in inputs]
+        type = op.infer(*types)
+        needs = (
+            type.dtype.is_float
+            and any([i.needs_grad for i in inputs])
+            and piece.grad_enabled
+            and op.flows(*types)
+        )
+        point = Point(type, needs)
+        self.points += 1
+        point.checks = [(n, size) for n, size, _ in op.positions(*types) if isinstance(size, int)]
+        return piece.point.setdefault(key, point)  # type: ignore[union-attr]
+
     def form(self, value: Array) -> Form:
         """What is known of host arrays like this one."""
         key = (value.dtype, value.shape)
