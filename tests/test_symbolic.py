@@ -475,3 +475,15 @@ def test_more_than_a_milliard_terms_carry_as_those_of_the_contract(count):
     code.functions["drive"](given.ctypes.data, sums.ctypes.data)
     parts = np.float32(1) / np.arange(1, count + 1).astype(np.float32)
     assert sums.view(np.float32)[:16].tolist() == [in_blocks(parts)] * 16
+
+
+def test_sizes_are_forgotten_where_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(engine, "MOST_SIZES", 4)
+    with dp.Program() as program:
+        x = dp.data("x", [None])
+        out = x * 2.0
+    executable = engine.compile(Graph((x.node,), (out.node,)), "cpu")
+    for n in [*range(2, 12), 2, 11]:
+        (found,) = executable.at({"N": n}).run([np.ones(n, np.float32)])
+        assert found.tolist() == [2.0] * n and len(executable.bound) <= 4
+    assert program.run({"x": np.ones(3, np.float32)}, [out])[0].tolist() == [2.0] * 3

@@ -34,6 +34,7 @@ Array = np.ndarray[Any, Any]
 ALIGN = 64
 SMALL_BATCH = 16  # a first size below this says little about the others
 KEPT = 16  # sizes of a symbolic executable that keep their memory between calls
+MOST_SIZES = 1024  # that are remembered, at 2 KB each
 SMALL = 1 << 12  # bytes below which alignment is not worth its price
 
 
@@ -261,6 +262,8 @@ class Executable:
         if found is None:
             found = copy.copy(self)
             found._bind(dict(zip(self.compiled.symbols, key, strict=True)))
+            if len(self.bound) >= MOST_SIZES:
+                self.bound.clear()
             self.bound[key] = found
         return found
 
@@ -309,7 +312,8 @@ class Executable:
         """Outputs for inputs whose layout is the one compiled for; donated inputs are
         overwritten, and are themselves the outputs."""
         if type(inputs) is not list or self.trampoline is None:
-            return self._call(inputs, [], self.code.functions[ENTRY])
+            code = self.code  # which lives as long as the call, whatever another thread swaps
+            return self._call(inputs, [], code.functions[ENTRY])
         results = self._outputs(inputs)
         STATISTICS.calls += 1
         try:

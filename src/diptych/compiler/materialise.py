@@ -125,10 +125,15 @@ class Materialise:
         return size <= FEW and node not in self.chosen and self._only_contracted(node)
 
     def _only_contracted(self, node: Node) -> bool:
-        return all(
-            kind(user).contract or (isinstance(user.op, Transpose) and self._only_contracted(user))
-            for user in self.users[node]
-        )
+        """Whether only contractions read it, as it is or transposed."""
+        stack = [node]
+        while stack:
+            for user in self.users[stack.pop()]:
+                if isinstance(user.op, Transpose):
+                    stack.append(user)
+                elif not kind(user).contract:
+                    return False
+        return True
 
     def _weight(self, node: Node) -> int:
         """Operators that would be computed again with this one."""

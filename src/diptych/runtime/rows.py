@@ -102,7 +102,9 @@ head:
   br i1 %more, label %row, label %end
 row:
   %number.at = getelementptr i64, ptr %rows, i64 %n
-  %number = load i64, ptr %number.at
+  %number.read = load i64, ptr %number.at
+  %still = icmp ult i64 %number.read, %length ; another thread may write the numbers meanwhile
+  %number = select i1 %still, i64 %number.read, i64 0
   %from.first = mul i64 %number, %size
   %from = getelementptr i8, ptr %source, i64 %from.first
   %to.first = mul i64 %n, %size
