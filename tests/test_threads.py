@@ -1,7 +1,9 @@
 """Threads divide outputs: any number of them gives the same bits."""
 
+import ctypes
 import gc
 import os
+import platform
 import threading
 import time
 import weakref
@@ -12,7 +14,9 @@ import pytest
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import config, engine, nn, optim
+from diptych.compiler import trials
 from diptych.errors import DiptychError
+from diptych.graph.node import Graph
 from diptych.runtime import llvm, threads
 
 
@@ -158,3 +162,72 @@ def test_a_bad_number_in_the_environment(monkeypatch, text):
     monkeypatch.setenv("DIPTYCH_THREADS", text)
     with pytest.raises(DiptychError, match="DIPTYCH_THREADS takes a whole number from 1 to 1024"):
         config.threads()
+
+
+@pytest.fixture
+def two_threads():
+    before = threads.threads()
+    dp.set_threads(2)
+    yield
+    dp.set_threads(before)
+
+
+def short_kernels():
+    """An executable whose kernels are worth dividing, but not worth waking a worker for, and its
+    inputs; with the words of the plan that say how it is run."""
+    x, weight = np.ones((16, 100), np.float32), np.ones((100, 100), np.float32)
+    with dp.Program():
+        a, b = dp.data("a", [16, 100]), dp.data("b", [100, 100])
+        out = (a @ b) @ b
+    executable = engine.compile(Graph((a.node, b.node), (out.node,)), "cpu")
+    expected = (x @ weight) @ weight
+    return executable, [x, weight], expected, executable.words
+
+
+tries = pytest.mark.skipif(platform.machine() != "x86_64", reason="where a clock can be read")
+
+
+@tries
+def test_a_trial_chooses_what_was_faster(two_threads):
+    executable, inputs, expected, words = short_kernels()
+    assert words[:4].tolist() == trials.STATE
+    for n in range(trials.FIRST + trials.SINGLE + trials.SHARED + 3):
+        (found,) = executable.run(inputs)
+        assert found.tobytes() == expected.tobytes()
+        assert words[0] == trials.PERIOD - trials.FIRST + n + 1
+    single, shared, choice = words[1:4].tolist()
+    assert 0 < single < 1 << 40 and 0 < shared < 1 << 40
+    assert choice == (shared < single - (single >> trials.GAIN))
+
+
+@tries
+def test_the_choice_is_what_is_done(two_threads):
+    executable, inputs, expected, words = short_kernels()
+    place = threads.running_pool().address
+
+    def handed():
+        """What changes where a kernel is offered to the pool, or would be if a worker was awake."""
+        return [int.from_bytes(ctypes.string_at(place + 8 * w, 8), "little")
+                for w in (threads.TICKET, threads.ALONE)]  # fmt: skip
+
+    for phase, choice, divides in (
+        (200, 1, True), (200, 0, False), (trials.PERIOD - 1, 0, False), (0, 1, False),
+        (trials.SINGLE - 1, 1, False), (trials.SINGLE, 0, True), (trials.SINGLE + 9, 0, True),
+    ):  # fmt: skip
+        words[0], words[3] = phase, choice
+        before = handed()
+        (found,) = executable.run(inputs)
+        assert (handed() != before) == divides, (phase, choice)
+        assert found.tobytes() == expected.tobytes()
+
+
+def test_one_thread_tries_nothing():
+    before = threads.threads()
+    dp.set_threads(1)
+    try:
+        executable, inputs, _, words = short_kernels()
+        for _ in range(3):
+            executable.run(inputs)
+        assert words[:4].tolist() == trials.STATE  # in a library it cannot be written
+    finally:
+        dp.set_threads(before)

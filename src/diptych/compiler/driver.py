@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 
-from diptych.compiler import ENTRY, modes
+from diptych.compiler import ENTRY, modes, trials
 from diptych.compiler.chains import chained
 from diptych.compiler.contraction import ContractionEmitter, is_contraction
 from diptych.compiler.emit_llvm import KernelEmitter
@@ -102,7 +102,8 @@ class Module:
 
     def _head(self) -> list[str]:
         triple = self.target.triple
-        return [f'target triple = "{triple}"', modes.declarations(triple), *sorted(self.declare)]
+        head = [f'target triple = "{triple}"', modes.declarations(triple)]
+        return [*head, *trials.declarations(triple), *sorted(self.declare)]
 
     def work(self, sizes: Mapping[str, int]) -> int:
         """About how many scalar operations a run takes."""
@@ -113,7 +114,7 @@ class Module:
     def words(self, sizes: Mapping[str, int], offsets: Sequence[int]) -> list[int]:
         """What the last slot of the table points to where symbols have these sizes and temporaries
         of symbolic size these places in the arena."""
-        words = [sizes[name] for name in self.table.symbols]
+        words = [sizes[name] for name in self.table.symbols] + trials.STATE
         divided = [_divided(emitter, sizes) for emitter in self.emitters]
         members: list[list[int]] = []  # of chains, behind the plan
         open_places: list[int] = []  # where the plan is to say where these are
@@ -153,8 +154,13 @@ class Module:
             "  %pool = load ptr, ptr %pool.slot",
             f"  %words.slot = getelementptr ptr, ptr %table, i64 {self.pool_slot + 1}",
             "  %words = load ptr, ptr %words.slot",
-            f"  %plan = getelementptr i64, ptr %words, i64 {len(self.table.symbols)}",
+            f"  %state = getelementptr i64, ptr %words, i64 {len(self.table.symbols)}",
+            f"  %plan = getelementptr i64, ptr %state, i64 {len(trials.STATE)}",
+            "  %threads = icmp ne ptr %pool, null",
+            *trials.begin(triple, "kernel"),
             *_DRIVER,
+            *trials.end(triple, "leave"),
+            "leave:",
             *modes.leave(triple),
             "  ret i64 %code",
             "}",
@@ -162,9 +168,8 @@ class Module:
         ])  # fmt: skip
 
 
-_DRIVER = f"""  br label %kernel
-kernel:
-  %at = phi ptr [ %plan, %start ], [ %following, %ran ]
+_DRIVER = f"""kernel:
+  %at = phi ptr [ %plan, %begin ], [ %following, %ran ]
   %number = load i64, ptr %at
   %some = icmp sge i64 %number, 0
   br i1 %some, label %read, label %end
@@ -177,13 +182,13 @@ read:
   %check = load i64, ptr %check.at
   %count.at = getelementptr i64, ptr %at, i64 4
   %count = load i64, ptr %count.at
-  %first = getelementptr i64, ptr %at, i64 {HEAD}
+  %places = getelementptr i64, ptr %at, i64 {HEAD}
   %function.at = getelementptr ptr, ptr @functions, i64 %number
   %function = load ptr, ptr %function.at
   br label %buffer
 buffer:
   %n = phi i64 [ 0, %read ], [ %n1, %buffer ]
-  %place = phi ptr [ %first, %read ], [ %following, %buffer ]
+  %place = phi ptr [ %places, %read ], [ %following, %buffer ]
   %slot = load i64, ptr %place
   %byte.at = getelementptr i64, ptr %place, i64 1
   %byte = load i64, ptr %byte.at
@@ -201,16 +206,18 @@ buffer:
   br i1 %more, label %buffer, label %call
 call:
   %divided = icmp ne i64 %how, {ALONE}
-  %threads = icmp ne ptr %pool, null
-  %both = and i1 %divided, %threads
+  %long = icmp eq i64 %how, {WAKING}
+  %worth = or i1 %long, %share
+  %wanted = and i1 %divided, %worth
+  %both = and i1 %wanted, %threads
   br i1 %both, label %many, label %one
 one:
   call void %function(ptr %buffers, ptr %words, i64 0, i64 %units)
   br label %done
 many:
   %run = load ptr, ptr %pool
-  %long = icmp eq i64 %how, {WAKING}
-  call void %run(ptr %pool, ptr %function, ptr %buffers, ptr %words, i64 %units, i1 %long)
+  %wake = or i1 %long, %rouse
+  call void %run(ptr %pool, ptr %function, ptr %buffers, ptr %words, i64 %units, i1 %wake)
   br label %done
 done:
   %checks = icmp ne i64 %check, 0

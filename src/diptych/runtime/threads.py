@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from diptych import config
-from diptych.compiler import modes
+from diptych.compiler import TAKEN, TASK, modes
 from diptych.errors import DiptychError
 from diptych.runtime.code import Code, host_target
 
@@ -42,10 +42,10 @@ SPINS = 20000
 RUN, HAND_OVER = 0, 1  # functions that code calls through the pool
 TICKET, FINISHED, SLEEPERS, AWAY, STOP, BUSY, THREADS = 8, 16, 24, 25, 32, 40, 48
 KERNEL, TABLE, ARENA, UNITS, CHUNKS, ALONE, CALLS = 49, 50, 51, 52, 53, 54, 55
-TASK, TASK_ENTRY, TASK_TABLE, TASK_ARENA, TASK_CODE = 56, 57, 58, 59, 60
+TASK_ENTRY, TASK_TABLE, TASK_ARENA, TASK_CODE = range(TASK + 1, TASK + 5)
 MUTEX, CONDITION = 64, 80
 WORDS = 96
-NOTHING, OFFERED, TAKEN, DONE = range(4)  # states of the call that is handed over
+NOTHING, OFFERED, DONE = 0, 1, 3  # states, beside TAKEN, of the call that is handed over
 
 
 def _place(name: str, word: int, pool: str = "%pool") -> str:
