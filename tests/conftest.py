@@ -9,6 +9,16 @@ os.environ.setdefault("DIPTYCH_CACHE", os.path.join(tempfile.gettempdir(), "dipt
 
 
 @pytest.fixture
+def two_threads():
+    import diptych as dp
+
+    before = dp.threads()
+    dp.set_threads(2)
+    yield
+    dp.set_threads(before)
+
+
+@pytest.fixture
 def fluid_process(tmp_path, monkeypatch):
     """Programs, names and scope of fluid as in a new process."""
     from diptych.fluid import dataset, files, framework

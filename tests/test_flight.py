@@ -17,13 +17,7 @@ from diptych.dynamic import PANEL
 from diptych.errors import ValueRangeError
 from diptych.runtime import threads
 
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    before = dp.threads()
-    dp.set_threads(2)
-    yield
-    dp.set_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def awake():

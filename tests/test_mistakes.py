@@ -41,7 +41,6 @@ def fails(call, *words):
         (5, "nn.ReLU()"),
         ([nn.Linear(3, 3), F.relu], "nn.ReLU()"),
     ],
-    ids=str,
 )
 def test_sequential_drops_nothing(part, cure):
     fails(lambda: nn.Sequential(nn.Linear(4, 3), part), "Sequential takes modules", cure)

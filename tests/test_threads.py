@@ -164,14 +164,6 @@ def test_a_bad_number_in_the_environment(monkeypatch, text):
         config.threads()
 
 
-@pytest.fixture
-def two_threads():
-    before = threads.threads()
-    dp.set_threads(2)
-    yield
-    dp.set_threads(before)
-
-
 def short_kernels():
     """An executable whose kernels are worth dividing, but not worth waking a worker for, and its
     inputs; with the words of the plan that say how it is run."""

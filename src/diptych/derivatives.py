@@ -13,7 +13,14 @@ from diptych.graph.node import constant_node
 from diptych.graph.record import author_line, origin
 from diptych.ops import elementwise, shape
 from diptych.ops.base import need_float
-from diptych.tensor import Tensor, current_panel, seed, tensor
+from diptych.tensor import (
+    Parameter,
+    Tensor,
+    TensorRecorder,
+    current_panel,
+    seed,
+    tensor,
+)
 
 
 def grad(function: Callable[..., Tensor], argument: int = 0) -> Callable[..., Tensor]:
@@ -86,3 +93,15 @@ def partials(result: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
                 g = shape.broadcast_to(zero, node.type.shape)
         made.append(panel.made(Tensor(g, panel)))
     return made
+
+
+def gradients_of(panel: TensorRecorder, parameters: Sequence[Parameter]) -> list[Tensor]:
+    """The gradients of parameters that had one when a step began."""
+    found = [grad for p in parameters if (grad := panel.get_grad(p)) is not None]
+    if len(found) < len(parameters):
+        raise GraphError(
+            "one thread at a time trains a model",
+            "gradients were forgotten by another thread while a step read them",
+            "a lock around the step, or a model for each thread",
+        )
+    return found

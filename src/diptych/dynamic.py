@@ -14,6 +14,7 @@ import numpy as np
 
 from diptych import compiles, config, engine, interpret
 from diptych.autodiff import Recurring, history_of
+from diptych.derivatives import gradients_of
 from diptych.dtypes import DType, TensorType
 from diptych.errors import GraphError, RecompileError, StartupError
 from diptych.generator import default_generator
@@ -416,7 +417,7 @@ class DynamicRecorder(TensorRecorder):
         nodes, parameters, structure = piece.nodes, step.parameters, step.structure
         bundle: Any = parameters[0]._grad
         whole = type(bundle) is Bundle and bundle.is_all_of(piece, parameters)
-        handles = step.state if whole else [*step.state, *self._gradients_of(parameters)]
+        handles = step.state if whole else [*step.state, *gradients_of(self, parameters)]
         given: list[Any] = [h.node for h in handles]
         key: list[Any] = [ADVANCE, structure, None]
         known = 0
@@ -453,17 +454,6 @@ class DynamicRecorder(TensorRecorder):
             if whole:
                 bundle.step = None
             raise
-
-    def _gradients_of(self, parameters: Sequence[Parameter]) -> list[Tensor]:
-        """The gradients of parameters that had one when the step began."""
-        found = [grad for p in parameters if (grad := self.get_grad(p)) is not None]
-        if len(found) < len(parameters):
-            raise GraphError(
-                "one thread at a time trains a model",
-                "gradients were forgotten by another thread while a step read them",
-                "a lock around the step, or a model for each thread",
-            )
-        return found
 
     def _assign_all(self, piece: Piece, step: Step, given: list[Any], where: Where) -> None:
         """The new values of a step, made of what it reads."""

@@ -37,14 +37,8 @@ class TensorRecorder(Recorder):
 
     def record(self, op: Operator, operands: Sequence[Any]) -> Tensor:
         inputs = tuple([self.node_of(o) for o in operands])
-        types = [i.type for i in inputs]
-        type = op.infer(*types)
-        needs = (
-            type.dtype.is_float
-            and any([i.needs_grad for i in inputs])
-            and self.grad_enabled
-            and op.flows(*types)
-        )
+        type = op.infer(*[i.type for i in inputs])
+        needs = self.grad_enabled and op.carries_gradient(type, inputs)
         node = Node(op, inputs, type, author_line(), needs_grad=needs)
         return self.made(Tensor(node, self))
 

@@ -305,13 +305,7 @@ class Trail:
         """The point after a call that was not made from here before."""
         types = [i.type for i in inputs]
         type = op.infer(*types)
-        needs = (
-            type.dtype.is_float
-            and any([i.needs_grad for i in inputs])
-            and piece.grad_enabled
-            and op.flows(*types)
-        )
-        point = Point(type, needs)
+        point = Point(type, piece.grad_enabled and op.carries_gradient(type, inputs))
         self.points += 1
         point.checks = [(n, size) for n, size, _ in op.positions(*types) if isinstance(size, int)]
         return piece.point.setdefault(key, point)  # type: ignore[union-attr]

@@ -1,7 +1,5 @@
 """From graphs to LLVM text; its parts are imported at the first compile."""
 
 ENTRY = "diptych_run"  # the function of a module that runs its kernels
-TASK, TAKEN = (
-    56,
-    2,
-)  # the word of the pool about a call in flight, and what it is while a worker runs it
+TASK = 56  # the word of the pool that tells of a call in flight
+TAKEN = 2  # what it is while a worker runs that call

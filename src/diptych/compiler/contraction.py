@@ -75,9 +75,9 @@ class ContractionEmitter(KernelEmitter):
             self.sizes.typical(self.rows),
             self.sizes.typical(self.columns),
             target,
-            width,
-            THRIFT if work < LITTLE else 0.0,
-            0 if width else self.terms * target.lanes * self.fold.dtype.bytes,
+            width=width,
+            thrift=THRIFT if work < LITTLE else 0.0,
+            column=0 if width else self.terms * target.lanes * self.fold.dtype.bytes,
         )
         self.down = (self.rows, self.tile.rows)
         self.across = (self.columns, self._width())

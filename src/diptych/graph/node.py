@@ -71,6 +71,14 @@ class Operator(ABC):
         """Whether any gradient can pass from the result to an input."""
         return True
 
+    def carries_gradient(self, result: TensorType, inputs: Sequence[Node]) -> bool:
+        """Whether the result of a call with these inputs has a gradient, where any is asked for."""
+        return (
+            result.dtype.is_float
+            and any([i.needs_grad for i in inputs])
+            and self.flows(*[i.type for i in inputs])
+        )
+
     def attributes(self) -> dict[str, Any]:
         return dict(vars(self))
 

@@ -51,9 +51,8 @@ class GraphRecorder(Recorder):
     """Records plain nodes: inside gradient rules, bodies of operators and rewrites."""
 
     def record(self, op: Operator, operands: Sequence[Any]) -> Node:
-        types = [o.type for o in operands]
-        type = op.infer(*types)
-        needs = type.dtype.is_float and any(o.needs_grad for o in operands) and op.flows(*types)
+        type = op.infer(*[o.type for o in operands])
+        needs = op.carries_gradient(type, operands)
         return Node(op, tuple(operands), type, LOCAL.where, needs_grad=needs)
 
     def scalar(self, value: float, dtype: DType) -> Node:

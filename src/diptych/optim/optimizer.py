@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from diptych.derivatives import gradients_of
 from diptych.dtypes import DType
 from diptych.elsewhere import OfOptimizer
 from diptych.errors import DiptychError, ShapeError
@@ -105,9 +106,7 @@ class Optimizer(ABC, OfOptimizer):
             panel.grad_enabled = False
             LOCAL.line = author_line() if self._own else None  # below it all lines are one
             self.before_step()
-            for parameter in parameters:
-                grad = panel.get_grad(parameter)
-                assert grad is not None
+            for parameter, grad in zip(parameters, gradients_of(panel, parameters), strict=True):
                 self.update(parameter, grad)
             self.after_step()
         finally:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diptych.compiler import modes
-from diptych.runtime.call import HEAD, address, builtin, trampoline
+from diptych.runtime.call import DECLARATIONS, HEAD, address, builtin, trampoline
 from diptych.runtime.code import Code, host_target
 
 Array = np.ndarray[Any, Any]
@@ -183,10 +183,8 @@ def _text(triple: str, lanes: int) -> str:
     enter = "\n".join([_NUMBERS, *modes.enter(triple)])
     parts = [
         f'target triple = "{triple}"',
+        *DECLARATIONS,
         "declare i64 @PyLong_AsLongLong(ptr)",
-        "declare ptr @PyLong_FromLongLong(i64)",
-        "declare ptr @PyEval_SaveThread()",
-        "declare void @PyEval_RestoreThread(ptr)",
         "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
         modes.declarations(triple),

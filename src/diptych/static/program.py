@@ -55,6 +55,7 @@ class Program(TensorRecorder):
         self._entered: list[int] = []  # how many recorders there were
 
     def __enter__(self) -> Program:
+        # Not `recording`: an interrupted `with` would leave its generator to end at any time.
         self._entered.append(len(LOCAL.stack))
         LOCAL.stack.append(self)
         return self
