@@ -110,7 +110,7 @@ def test_a_module_in_parts_gives_the_bits_of_one(monkeypatch):
     ]  # fmt: skip
     monkeypatch.setenv("DIPTYCH_CACHE", "")
     results = []
-    for size, threads in ((1 << 30, 1), (1 << 11, 1), (1 << 11, 3)):
+    for size, threads in ((1 << 30, 1), (20, 1), (20, 3)):
         monkeypatch.setattr(driver, "PART", size)
         monkeypatch.setattr(engine, "threads", lambda count=threads: count)
         made = engine.Executable(graph, {}, donated)

@@ -28,7 +28,7 @@ from diptych.runtime.call import address
 from diptych.runtime.checks import Checks
 from diptych.runtime.code import Code, Source, assembly, host_target
 from diptych.runtime.llvm import USUAL
-from diptych.runtime.threads import Pool, pool_address, running_pool, threads
+from diptych.runtime.threads import Pool, pool_address, prepare_pool, running_pool, threads
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
@@ -213,6 +213,7 @@ class Executable:
         announced = compiles.announce(graph, strides, donated, self.loop)
         start = time.perf_counter()
         target = host_target(config.cpu())
+        prepare_pool()
         from diptych.compiler.pipeline import compile_graph  # a sixth of importing diptych
 
         self.compiled = compile_graph(graph, strides, donated, target, hints)
@@ -226,7 +227,8 @@ class Executable:
 
     def _finish(self, target: Target, announced: compiles.Announced, start: float) -> None:
         """Get the code, and note what it took since `start`."""
-        self.code, self.trampoline = self._load(target), call.trampoline()
+        self.code = self._load(target)
+        self.trampoline = None if self.loop else call.trampoline()  # a loop is called once
         self._note(self.code, announced, time.perf_counter() - start)
 
     def _note(

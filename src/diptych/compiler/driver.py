@@ -27,7 +27,7 @@ IN_ARENA = -1  # instead of a slot
 ALONE, SHARED, WAKING = range(3)  # how a kernel is divided: not, over who is awake, over all
 HEAD = 5  # words of a call before its buffers: function, units, how, check, number of buffers
 END = [-1]  # after the last call
-PART = 1 << 15  # characters of text that are worth a module of their own
+PART = 400  # lines of text that are worth a module of their own
 
 
 class Module:
@@ -79,20 +79,22 @@ class Module:
     def parts(self, most: int) -> list[str]:
         """The text as up to so many modules, which threads may translate beside each other; the
         first has the entry."""
-        size = max(PART, sum(map(len, self.functions)) // most)
-        parts: list[list[str]] = [[]]
-        for function in self.functions:
-            if sum(map(len, parts[-1])) >= size:
-                parts.append([])
-            parts[-1].append(function.replace("define internal ", "define ", 1))
-        if len(parts) == 1:
+        lines = [function.count("\n") for function in self.functions]  # LLVM's time follows these
+        count = min(most, len(lines), 1 + sum(lines) // PART)
+        if count <= 1:
             return [self.text]
-        first = len(parts[0])
-        elsewhere = [
-            f"declare void @k{n}(ptr, ptr, i64, i64)" for n in range(first, len(self.functions))
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for number in sorted(range(len(lines)), key=lambda n: -lines[n]):
+            min(parts, key=lambda part: sum(lines[n] for n in part)).append(number)
+        texts = [
+            [self.functions[n].replace("define internal ", "define ", 1) for n in sorted(part)]
+            for part in parts
         ]
-        others = ["\n".join([*self._head(), *part]) for part in parts[1:]]
-        return [self._joined([*parts[0], *elsewhere]), *others]
+        elsewhere = [
+            f"declare void @k{n}(ptr, ptr, i64, i64)" for part in parts[1:] for n in sorted(part)
+        ]
+        others = ["\n".join([*self._head(), *part]) for part in texts[1:]]
+        return [self._joined([*texts[0], *elsewhere]), *others]
 
     def _joined(self, functions: list[str]) -> str:
         count = len(self.emitters)

@@ -60,7 +60,8 @@ class ArrayDataset:
 
     def batch(self, rows: Array | slice) -> tuple[Array, Array]:
         """The rows, uint8 images as f32 and integer labels as i64."""
-        images, labels = (take(rows) for take in self._takers)
+        takers = (left, left) if isinstance(rows, slice) else self._takers
+        images, labels = (take(rows) for take in takers)
         if images is None:
             images = self._images(rows)
         return images, _labels(self.labels[rows]) if labels is None else labels

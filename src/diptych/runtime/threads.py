@@ -31,6 +31,7 @@ from diptych import config
 from diptych.compiler import TAKEN, TASK, modes
 from diptych.errors import DiptychError
 from diptych.runtime.code import Code, host_target
+from diptych.runtime.llvm import Call, begin
 
 CHUNKS_PER_THREAD = 4
 MOST_CHUNKS = 65535
@@ -399,6 +400,13 @@ def _code() -> Code:
     return Code(pool_text(target.triple), target, entries)
 
 
+def _prepared_code() -> Code:
+    """What `prepare_pool` has begun to make, or made now."""
+    global _prepared
+    prepared, _prepared = _prepared, None
+    return _code() if prepared is None else prepared.result()
+
+
 def _started(threads: Iterable[threading.Thread]) -> list[threading.Thread]:
     """The threads that the system lets start: it may allow no more."""
     running = []
@@ -414,7 +422,7 @@ class Pool:
     table of pointers carries."""
 
     def __init__(self, threads: int) -> None:
-        self._code = _code()
+        self._code = _prepared_code()
         self._memory = np.zeros(WORDS + 8, np.int64)
         self.address = -(-self._memory.ctypes.data // 64) * 64
         self._call("diptych_start")
@@ -443,6 +451,7 @@ class Pool:
 
 _pool: Pool | None = None
 _ended: list[Pool] = []  # a call of another Python thread may still read their memory
+_prepared: Call[Code] | None = None  # what makes the pool's code
 _wanted: int | None = None
 _alone = False  # whether one thread was wanted when a pool was asked for
 _lock = threading.Lock()
@@ -481,6 +490,13 @@ def running_pool() -> Pool | None:
         return _pool
 
 
+def prepare_pool() -> None:
+    """Have the pool's code made beside what the caller does, where a pool will be asked for."""
+    global _prepared
+    if _prepared is None and _pool is None and threads() > 1:
+        _prepared = begin(_code)
+
+
 def pool_address() -> int:
     """Where the running pool is; 0 where one thread is wanted."""
     pool = _pool
@@ -499,8 +515,8 @@ def _close() -> None:
 
 def _forked() -> None:
     """A child of a fork has none of its parent's threads: the pool is made anew at need."""
-    global _pool, _alone, _lock
-    _pool, _alone, _lock = None, False, threading.Lock()
+    global _pool, _prepared, _alone, _lock
+    _pool, _prepared, _alone, _lock = None, None, False, threading.Lock()
 
 
 def _register(hook: Any) -> None:

@@ -118,7 +118,7 @@ class Scanned:
     ) -> None:
         shown = [
             np.zeros((sample, *a.shape[1:]), b.dtype)
-            for a, b in zip(arrays, dataset[np.arange(1)], strict=True)
+            for a, b in zip(arrays, dataset[:1], strict=True)
         ]
         symbolic = {(n, 0): "B" for n in range(len(shown))} if size is BATCH else {}
         self.capture = Captured(function, tuple(shown), {}, symbolic)
