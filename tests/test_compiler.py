@@ -175,7 +175,7 @@ def test_no_flag_and_no_function_that_llvm_could_fold():
     allowed = (
         "fma", "maximum", "minimum", "sqrt", "fabs", "floor", "ceil", "rint",  # exact floats
         "smax", "smin", "masked", "prefetch", "x86.sse",  # integers, moves, modes
-            "readcyclecounter",
+        "readcyclecounter",
     )  # fmt: skip
     assert all(c.removeprefix("@llvm.").startswith(allowed) for c in calls), calls
 

@@ -223,3 +223,17 @@ def test_one_thread_tries_nothing():
         assert words[:4].tolist() == trials.STATE  # in a library it cannot be written
     finally:
         dp.set_threads(before)
+
+
+def test_code_of_the_pool_that_could_not_be_prepared_is_made_again(two_threads, monkeypatch):
+    made = threads._code()
+
+    def fails():
+        raise OSError("no memory")
+
+    monkeypatch.setattr(threads, "_code", fails)
+    threads.prepare_pool()
+    with pytest.raises(OSError, match="no memory"):
+        threads.running_pool()
+    monkeypatch.setattr(threads, "_code", lambda: made)
+    assert threads.running_pool() is not None

@@ -23,6 +23,7 @@ from diptych.dtypes import Dim, Dimension, Shape, bind, symbols
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
+from diptych.lazy import lazy
 from diptych.runtime import call, steady
 from diptych.runtime.call import address
 from diptych.runtime.checks import Checks
@@ -200,7 +201,6 @@ class Executable:
 
     lines: dict[int, int]  # what a caller knows of the lines of the graph, by id
     code: Code
-    trampoline: call.Trampoline | None
     loop: ClassVar[bool] = False
 
     def __init__(
@@ -228,7 +228,6 @@ class Executable:
     def _finish(self, target: Target, announced: compiles.Announced, start: float) -> None:
         """Get the code, and note what it took since `start`."""
         self.code = self._load(target)
-        self.trampoline = None if self.loop else call.trampoline()  # a loop is called once
         self._note(self.code, announced, time.perf_counter() - start)
 
     def _note(
@@ -241,6 +240,11 @@ class Executable:
         STATISTICS.compile_seconds += seconds
         if config.debug():
             self._report(made, seconds)
+
+    @lazy
+    def trampoline(self) -> call.Trampoline | None:
+        """What calls the code; a loop is called without."""
+        return call.trampoline()
 
     def _load(self, target: Target) -> Code:
         return Code(self._source(target), target, [ENTRY], (), threads())

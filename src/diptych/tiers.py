@@ -18,7 +18,7 @@ from diptych.compiler.target import Target
 from diptych.dtypes import Shape
 from diptych.engine import Array, Executable, Flight
 from diptych.graph.node import Graph
-from diptych.runtime import background, call
+from diptych.runtime import background
 from diptych.runtime.code import Code
 from diptych.runtime.llvm import HASTE, USUAL
 from diptych.runtime.threads import threads
@@ -54,7 +54,7 @@ class TieredExecutable(Executable):
             return
         self.tier = Tier(target, announced)
         source = self._source(target, HASTE)
-        self.code, self.trampoline = Code(source, target, [ENTRY], (), threads()), call.trampoline()
+        self.code = Code(source, target, [ENTRY], (), threads())
         how = "compiled in haste" if self.code.compiled else "loaded"
         self._note(self.code, announced, time.perf_counter() - start, how)
 

@@ -84,17 +84,15 @@ class Module:
         if count <= 1:
             return [self.text]
         parts: list[list[int]] = [[] for _ in range(count)]
-        for number in sorted(range(len(lines)), key=lambda n: -lines[n]):
-            min(parts, key=lambda part: sum(lines[n] for n in part)).append(number)
-        texts = [
-            [self.functions[n].replace("define internal ", "define ", 1) for n in sorted(part)]
-            for part in parts
+        for number in sorted(range(len(lines)), key=lines.__getitem__, reverse=True):
+            min(parts, key=lambda part: sum([lines[n] for n in part])).append(number)
+        first, *others = parts
+        public = [f.replace("define internal ", "define ", 1) for f in self.functions]
+        elsewhere = [f"declare void @k{n}(ptr, ptr, i64, i64)" for part in others for n in part]
+        return [
+            self._joined([*[public[n] for n in first], *elsewhere]),
+            *["\n".join([*self._head(), *[public[n] for n in part]]) for part in others],
         ]
-        elsewhere = [
-            f"declare void @k{n}(ptr, ptr, i64, i64)" for part in parts[1:] for n in sorted(part)
-        ]
-        others = ["\n".join([*self._head(), *part]) for part in texts[1:]]
-        return [self._joined([*texts[0], *elsewhere]), *others]
 
     def _joined(self, functions: list[str]) -> str:
         count = len(self.emitters)

@@ -60,8 +60,9 @@ class ArrayDataset:
 
     def batch(self, rows: Array | slice) -> tuple[Array, Array]:
         """The rows, uint8 images as f32 and integer labels as i64."""
-        takers = (left, left) if isinstance(rows, slice) else self._takers
-        images, labels = (take(rows) for take in takers)
+        if isinstance(rows, slice):
+            return self._images(rows), _labels(self.labels[rows])
+        images, labels = (take(rows) for take in self._takers)
         if images is None:
             images = self._images(rows)
         return images, _labels(self.labels[rows]) if labels is None else labels

@@ -251,7 +251,7 @@ class Work:
 
     def __init__(self, texts: Sequence[str], target: Target, level: int) -> None:
         self.texts, self.target, self.level = texts, target, level
-        self.left = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+        self.left = sorted(range(len(texts)), key=lambda n: texts[n].count("\n"))
         self.made: dict[int, bytes] = {}
         self.problems: list[BaseException] = []
 
