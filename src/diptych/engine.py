@@ -60,11 +60,16 @@ def empty_columns(shape: tuple[int, int], dtype: Any) -> Array:
 
 
 def copied(array: Array) -> Array:
-    """A copy with the strides of the original."""
-    new = array.copy(order="K")
-    if new.strides != array.strides and array.ndim == 2:
+    """A copy with the strides of the original, aligned where it is large."""
+    if array.flags.c_contiguous:
+        new = empty(array.shape, array.dtype)
+    elif array.flags.f_contiguous:
+        new = empty(array.shape[::-1], array.dtype).T
+    elif array.ndim == 2:
         new = empty_columns(array.shape, array.dtype)
-        new[...] = array
+    else:
+        return array.copy(order="K")
+    new[...] = array
     return new
 
 

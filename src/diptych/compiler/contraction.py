@@ -212,7 +212,13 @@ class ContractionEmitter(KernelEmitter):
         side, other = line * self.sizes.typical(self.columns), line * self.sizes.typical(self.rows)
         if line * self._width() > FIRST_CACHE and side <= SECOND_CACHE < other:
             return False
-        return self.terms > SHORT and side > SMALL_SIDE
+        again = self.terms > SHORT or (not self._narrow() and bool(self._own_loads()))
+        return again and side > SMALL_SIDE
+
+    def _narrow(self) -> bool:
+        """Whether tiles of one column are best: short chains, where a column's stores overlap the
+        next one's and its loads do not keep the multiply-adds waiting."""
+        return self.terms <= SHORT and self.target.fma_per_cycle == 1
 
     def _unit(self, at: dict[str, str], down: str, across: str) -> None:
         """One tile, whole or at an end."""
@@ -287,8 +293,7 @@ class ContractionEmitter(KernelEmitter):
     ) -> None:
         """A tile of rows x vectors; the last vector may be masked."""
         self.lanes, self.vector_index = piece.lanes, name
-        if self.terms <= SHORT and piece.vectors > 1 and not piece.masked and mask is None:
-            # Short chains: a column at a time, whose stores overlap the next.
+        if self._narrow() and piece.vectors > 1 and not piece.masked and mask is None:
             last = self._sum(first, piece.vectors * piece.lanes)
             with self.text.loop(first, last, piece.lanes, []) as (index, _, _n):
                 points = [Point({**line, name: index}, base=base) for line in lines]

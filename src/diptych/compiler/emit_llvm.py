@@ -54,6 +54,16 @@ class KernelEmitter(Access):
         for n, buffer in enumerate(kernel.buffers):
             self.pointers[id(buffer)] = self._pointer(n)
 
+    @lazy
+    def over_folds(self) -> set[int]:
+        """Expressions that hold a fold. They are computed before what stands beside them: values
+        that are loaded before a chain take registers from it, or are stored until it ends."""
+        found: set[int] = set()
+        for e in self.expressions:  # operands first
+            if e.op == "fold" or any(id(a) in found for a in e.args):
+                found.add(id(e))
+        return found
+
     # ---- loops over the output -------------------------------------------------------------
 
     def emit(self) -> str:
@@ -339,7 +349,8 @@ class KernelEmitter(Access):
                     point.memo[id(e)] = self._one(e, point)
             else:
                 stack.append((e, True))
-                stack.extend((a, False) for a in self._needed(e))
+                needed = sorted(self._needed(e), key=lambda a: id(a) in self.over_folds)
+                stack.extend((a, False) for a in needed)  # the last one first
 
     def _one(self, e: k.Expr, point: Point) -> Value:
         if e.op == "const":

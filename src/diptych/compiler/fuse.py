@@ -18,7 +18,7 @@ from diptych.compiler.materialise import Materialise, kind, only_ones_move
 from diptych.compiler.simplify import is_scalar_constant
 from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.compiler.target import Target
-from diptych.compiler.tiling import choose_tile
+from diptych.compiler.tiling import NEAREST, choose_tile
 from diptych.dtypes import Dim, Dimension, Shape, TensorType, i64, product
 from diptych.errors import InternalError
 from diptych.graph.node import Constant, Graph, Node, Source
@@ -30,6 +30,7 @@ from diptych.ops.shape import Reshape, Transpose
 
 NARROW = 4  # columns below which a side is turned round although it lies straight
 MANY_ROWS = 64  # rows that read a side again and again
+APART = 1 << 10  # bytes between terms that are read one by one
 NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
 
 
@@ -140,7 +141,8 @@ class Fusion:
 
     def _pack(self, node: Node) -> None:
         """Where no side of a contraction moves by 1 along an output axis, one is turned round;
-        where one does and is large and read many times, its columns are laid out in panels."""
+        where one does and is large and read many times, its columns are laid out in panels. The
+        other side is turned where its terms lie far apart."""
         op = node.op
         assert isinstance(op, Contract)
         sides = (op.left, op.right)
@@ -161,12 +163,31 @@ class Fusion:
             choice = self.choices[key] = min(found, key=lambda f: self._cost(node, order, *f))
         side, axis, step = choice
         self.along[id(node)] = op.out.index(sides[side][axis])
-        if step != 1:
+        if step != 1 or self._read_far(node, side, sum(f[2] == 1 for f in found) > 1):
             self._pack_side(node, side, axis)
-        elif sum(f[2] == 1 for f in found) == 1:
-            size = self.typical(node.inputs[side].type.size) * node.type.dtype.bytes
-            if self._rows(node, side) >= MANY_ROWS and size > FAR:
-                self._pack_side(node, side, axis)
+        self._turn_rows(node, 1 - side, self._extent(node.inputs[side], axis))
+
+    def _read_far(self, node: Node, side: int, outer: bool) -> bool:
+        """Whether panels of a side that lies straight pay: it is read again and again, and does not
+        stay in the caches. In an outer product (rows of both sides are the terms) its vectors wait
+        behind the multiply-adds of a slow machine for longer."""
+        size = self.typical(node.inputs[side].type.size) * node.type.dtype.bytes
+        many = 4 * MANY_ROWS if outer and self.target.fma_per_cycle == 1 else MANY_ROWS
+        return self._rows(node, side) >= many and size > FAR
+
+    def _turn_rows(self, node: Node, side: int, columns: int) -> None:
+        """Lay the terms of the side that is read one by one side by side, where each lies on a
+        page of its own and tiles go over them again and again."""
+        given, op = node.inputs[side], node.op
+        assert isinstance(op, Contract)
+        letters = (op.left, op.right)[side]
+        if len(op.over) != 1 or given.type.rank < 2:
+            return
+        axis = letters.index(op.over[0])
+        step = self._step(given, axis)
+        apart = isinstance(step, int) and step * given.type.dtype.bytes >= APART
+        if apart and min(columns, self._extent(given, axis)) >= MANY_ROWS:
+            self.packed[node, side] = self._copy(given, axis)
 
     def _extent(self, node: Node, axis: int) -> int:
         return self.typical(node.type.shape[axis])
@@ -222,7 +243,9 @@ class Fusion:
         columns, rows = self._extent(given, axis), self._rows(node, side)
         sizes = node.op.sizes(*[i.type for i in node.inputs])  # type: ignore[attr-defined]
         depth = self.typical(product(sizes[c] for c in node.op.over))  # type: ignore[attr-defined]
-        tile = choose_tile(max(rows, 1), columns, self.target)
+        column = depth * self.target.lanes * given.type.dtype.bytes
+        column = column if column <= NEAREST else 0
+        tile = choose_tile(max(rows, 1), columns, self.target, column=column)
         width = tile.columns * self.target.lanes
         near = depth * columns * given.type.dtype.bytes <= NEAR
         if columns <= width or near or isinstance(given.type.shape[axis], Dim):

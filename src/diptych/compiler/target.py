@@ -21,6 +21,7 @@ class Target:
     has_masks: bool
     fma_per_cycle: int = 2  # multiply-adds of whole registers
     loads_per_cycle: int = 2
+    broadcast: float = 0.5  # loads that one element for all lanes counts as
 
 
 _LEVELS = {
@@ -62,9 +63,10 @@ def describe(name: str, triple: str, host_cpu: str, host_features: dict[str, boo
     if triple.startswith("aarch64") or triple.startswith("arm64"):
         return Target(name, triple, host_cpu, features, 4, 32, True, False)
     if all(host_features.get(f) for f in ("avx512f", "avx512vl", "avx512bw", "avx512dq")):
-        halves = host_cpu == "znver4"  # works on 512 bits in two halves
-        a_cycle = 1 if halves else 2
-        return Target(name, triple, host_cpu, features, 16, 32, True, True, a_cycle, a_cycle)
+        known = (name, triple, host_cpu, features, 16, 32, True, True)
+        if host_cpu == "znver4":  # works on 512 bits in two halves
+            return Target(*known, fma_per_cycle=1, loads_per_cycle=1)
+        return Target(*known, fma_per_cycle=2, loads_per_cycle=1, broadcast=1.0)
     if host_features.get("avx2") and host_features.get("fma"):
         return Target(name, triple, host_cpu, features, 8, 16, True, False)
     return Target(name, triple, host_cpu, features, 4, 16, bool(host_features.get("fma")), False)

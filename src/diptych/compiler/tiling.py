@@ -14,6 +14,7 @@ from diptych.compiler.target import Target
 
 LATENCY = 4  # cycles until a multiply-add may be continued
 MOST_ROWS = 8  # more need more address registers than there are
+MOST_OF_ONE = 10  # the same of tiles of one vector, which have registers left
 SHORT = 64  # terms up to which stores cost more than loads, and narrow tiles are best
 NEAREST = 3 << 13  # bytes of a tile's columns, all terms, that stay in any first cache
 FARTHER = 0.2  # cycles that a vector costs where its columns do not, though it is asked for ahead
@@ -58,7 +59,8 @@ def choose_tile(
     best: tuple[float, Tile] | None = None
     for across in widths:
         tail = columns % (across * target.lanes)
-        for down in range(1, min(rows, MOST_ROWS) + 1):
+        most_rows = MOST_ROWS if across > 1 else MOST_OF_ONE
+        for down in range(1, min(rows, most_rows) + 1):
             if down * across + across + 1 > target.registers:
                 break
             ends, end_cost = _ends(columns - tail, tail, down, target)
@@ -82,8 +84,9 @@ def choose_tile(
 def _cycles(rows: int, vectors: int, target: Target, narrow: bool = False) -> float:
     """Cycles a term of one tile; `narrow` vectors pass two at a time on every machine."""
     issued = rows * vectors / (2 if narrow else target.fma_per_cycle)
-    loads = vectors + rows / 2
-    return max(issued, loads / target.loads_per_cycle, LATENCY) + 0.05 * loads + 0.25
+    loads = vectors + rows * (0.5 if narrow else target.broadcast)
+    ports = 2 if narrow else target.loads_per_cycle
+    return max(issued, loads / ports, LATENCY) + 0.05 * loads + 0.25
 
 
 def _ends(start: int, tail: int, rows: int, target: Target) -> tuple[tuple[Piece, ...], float]:
