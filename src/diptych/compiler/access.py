@@ -15,11 +15,20 @@ from diptych.kernel import expr as k
 Value = tuple[str, int]  # name, lanes
 
 
+def parts(at: str) -> tuple[str, int]:
+    """A scalar as a name, or none, and a number: `%i`, `7` and `%i+7`, as points have them. The
+    number becomes part of an address, so that elements side by side share one computed offset."""
+    if not at.startswith("%"):
+        return "", int(at)
+    name, _, more = at.partition("+")
+    return name, int(more or 0)
+
+
 @dataclass
 class Point:
     """One vector of output elements: the values of the indices there."""
 
-    indices: dict[str, str]  # scalar names; the vector axis has its first lane here
+    indices: dict[str, str]  # scalars (see `parts`); the vector axis has its first lane here
     memo: dict[int, Value] = field(default_factory=dict)
     mask: str | None = None  # lanes in use, where not all are
     base: str = "0"  # where the panel that holds the vector starts
@@ -55,7 +64,7 @@ class Access:
         return name if have == lanes else self.scalars.splat(name, dtype, lanes)
 
     def _index(self, name: str, point: Point) -> Value:
-        base = point.indices[name]
+        base = self._plain(point.indices[name])
         if name != self.vector_index or self.lanes == 1:
             return base, 1
         type = llvm_type(i64, self.lanes)
@@ -69,22 +78,33 @@ class Access:
         for name, coefficient in form.items():
             if name == "":
                 continue
-            at = point.indices[name]
-            if not at.startswith("%"):
-                constant = constant + int(at) * coefficient
+            base, more = parts(point.indices[name])
+            constant = constant + more * coefficient
+            if not base:
                 continue
-            term = at if coefficient == 1 else self._product(at, coefficient)
+            term = base if coefficient == 1 else self._product(base, coefficient)
             total = term if not total else self.text.value(f"add nsw i64 {total}, {term}")
-        if not total:
-            return self.size(constant)
-        return self._sum(total, constant)
+        return self._moved(total, constant) if total else self.size(constant)
+
+    def _moved(self, index: str, more: Dimension) -> str:
+        """A scalar and a number beside it, added where that is needed."""
+        if isinstance(more, Dim) or not index.startswith("%"):
+            return self._sum(index, more)
+        name, before = parts(index)
+        return f"{name}+{before + more}" if before + more else name
+
+    def _plain(self, at: str) -> str:
+        """A scalar as one name, or a literal."""
+        name, more = parts(at)
+        return self._sum(name, more) if name else at
 
     def _sum(self, index: str, more: Dimension) -> str:
         if more == 0:
-            return index
+            return self._plain(index) if "+" in index else index
         if not index.startswith("%"):
             return self.size(int(index) + more)
-        return self.text.value(f"add nsw i64 {index}, {self.size(more)}")
+        name, before = parts(index)
+        return self.text.value(f"add nsw i64 {name}, {self.size(before + more)}")
 
     def _product(self, index: str, factor: Dimension) -> str:
         if not index.startswith("%"):
@@ -92,16 +112,23 @@ class Access:
         return self.text.value(f"mul nsw i64 {index}, {self.size(factor)}")
 
     def _total(self, a: str, b: str) -> str:
-        if not b.startswith("%"):
-            return self._sum(a, int(b))
-        if not a.startswith("%"):
-            return self._sum(b, int(a))
-        return self.text.value(f"add nsw i64 {a}, {b}")
+        (first, more), (second, most) = parts(a), parts(b)
+        if first and second:
+            return self._moved(self.text.value(f"add nsw i64 {first}, {second}"), more + most)
+        return self._moved(first or second or "0", more + most)
 
     def _address(self, buffer: Buffer, at: str) -> str:
+        return self._place(buffer, self.pointers[id(buffer)], at)
+
+    def _place(self, buffer: Buffer, pointer: str, at: str) -> str:
+        """So many elements behind a pointer."""
         kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
-        pointer = self.pointers[id(buffer)]
-        return self.text.value(f"getelementptr inbounds {kind}, ptr {pointer}, i64 {at}")
+        name, more = parts(at)
+        if name:
+            pointer = self.text.value(f"getelementptr {kind}, ptr {pointer}, i64 {name}")
+        if more:
+            pointer = self.text.value(f"getelementptr {kind}, ptr {pointer}, i64 {more}")
+        return pointer
 
     def _load(self, e: k.Expr, point: Point) -> Value:
         buffer: Buffer = e.attr
@@ -121,8 +148,7 @@ class Access:
 
     def _element(self, buffer: Buffer, base: str, at: str, step: Dimension, point: Point) -> Value:
         """An element for all lanes, or a vector of elements side by side, `at` from an address."""
-        kind = "i8" if buffer.dtype == bool_ else llvm_type(buffer.dtype, 1)
-        address = self.text.value(f"getelementptr inbounds {kind}, ptr {base}, i64 {at}")
+        address = self._place(buffer, base, at)
         lanes, mask = (1, None) if step == 0 else (self.lanes, point.mask)
         return self._loaded(buffer, address, lanes, mask), lanes
 
@@ -146,7 +172,7 @@ class Access:
     def _lane_offsets(self, at: str, step: Dimension) -> str:
         """The offsets of all lanes, which move by a step other than 1."""
         type = llvm_type(i64, self.lanes)
-        wide = self.scalars.splat(at, i64, self.lanes)
+        wide = self.scalars.splat(self._plain(at), i64, self.lanes)
         if isinstance(step, Dim):
             steps = self.scalars.splat(self.size(step), i64, self.lanes)
             lanes = self.scalars.lane_numbers(self.lanes)

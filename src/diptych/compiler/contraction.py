@@ -228,7 +228,7 @@ class ContractionEmitter(KernelEmitter):
         name, rows, tile = self.kernel.indices[self.row], self.rows, self.tile.rows
         with self._when(down, *self.down):
             first = self._product(down, tile)
-            self._columns([{**at, name: self._sum(first, r)} for r in range(tile)], across)
+            self._columns([{**at, name: self._moved(first, r)} for r in range(tile)], across)
         if isinstance(rows, Dim):
             with self._when(down, *self.down, after=True):
                 self._last_rows(at, name, across)
@@ -304,7 +304,7 @@ class ContractionEmitter(KernelEmitter):
         for n in range(piece.vectors):
             if piece.masked and n == piece.vectors - 1:
                 mask = self._mask(piece)
-            at = self._sum(first, n * piece.lanes)
+            at = self._moved(first, n * piece.lanes)
             columns.append([Point({**line, name: at}, mask=mask, base=base) for line in lines])
         points = [point for row in zip(*columns, strict=True) for point in row]
         self._fetch_ahead(points)

@@ -177,10 +177,7 @@ class KernelEmitter(Access):
             return
         if isinstance(extent, Dim) or extent >= rows:
             with text.loop(*self._bounds(axis, rows), rows, []) as (index, _, _n):
-                lines = [
-                    {**at, name: index if r == 0 else text.value(f"add nsw i64 {index}, {r}")}
-                    for r in range(rows)
-                ]
+                lines = [{**at, name: self._moved(index, r)} for r in range(rows)]
                 self._vector_loops(lines, vector)
         if isinstance(extent, Dim):
             first = self.sizes.whole(extent, rows)
@@ -317,7 +314,7 @@ class KernelEmitter(Access):
             for column in range(columns):
                 at = index
                 if column:
-                    at = self._sum(index, column * lanes)
+                    at = self._moved(index, column * lanes)
                 points.append(Point({**line, name: at}, mask=mask))
         self._points(points)
 

@@ -123,8 +123,9 @@ class TransposeEmitter(KernelEmitter):
                 rows.append("zeroinitializer")
                 continue
             mask = self._mask(deep, n, across)
-            row = self._sum(at[written], n)
+            row = self._moved(at[written], n)
             if isinstance(across, str) and self.by_rows:  # after the last one are no positions
+                row = self._plain(row)
                 row = self.scalars.call("smin", i64, 1, [row, self._last_row()])
             point = Point({**at, written: row}, mask=mask)
             self._evaluate(self.kernel.value, [point])
@@ -133,7 +134,7 @@ class TransposeEmitter(KernelEmitter):
         self.vector_index = written
         for n in range(deep if isinstance(deep, int) else width):
             mask = self._mask(across, n, deep)
-            point = Point({**at, read: self._sum(at[read], n)}, mask=mask)
+            point = Point({**at, read: self._moved(at[read], n)}, mask=mask)
             point.memo[id(self.kernel.value)] = rows[n], width
             self._store(point)
 
