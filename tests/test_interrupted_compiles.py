@@ -63,15 +63,13 @@ gc.disable()
 for problem in (RuntimeError, KeyboardInterrupt):
     def fail(*_):
         raise problem
-    for name in ("_optimise", "_emitted"):
-        before = getattr(llvm, name)
-        setattr(llvm, name, fail)
-        try:
-            llvm.objects([text] * 3, target, threads=2)
-        except problem as raised:
-            raised.itself = raised
-        setattr(llvm, name, before)
-        gc.collect()
+    before, llvm._emitted = llvm._emitted, fail
+    try:
+        llvm.objects([text] * 3, target, threads=2)
+    except problem as raised:
+        raised.itself = raised
+    llvm._emitted = before
+    gc.collect()
 print(len(llvm.objects([text], target)))
 """
 

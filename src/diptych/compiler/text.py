@@ -76,27 +76,36 @@ class FunctionText:
 
         `carried` lists (type, initial value). Yields the index, the carried values, and an empty
         list that the body fills with their next values; afterwards that list holds the finals.
+        The condition stands behind the body, and before it only where it may fail at once.
         """
         self._serial += 1
         tag = f"L{self._serial}"
-        before = self.block
-        self.do(f"br label %{tag}.head")
-        self.label(f"{tag}.head")
-        at = len(self.lines)
-        index = f"%{tag}.i"
+        before, index = self.block, f"%{tag}.i"
         names = [f"%{tag}.c{n}" for n in range(len(carried))]
-        self.do(f"%{tag}.go = icmp slt i64 {index}, {stop}")
-        self.do(f"br i1 %{tag}.go, label %{tag}.body, label %{tag}.exit")
+        runs = start.isdigit() and stop.isdigit() and int(start) < int(stop)
+        if not runs:
+            self.do(f"%{tag}.some = icmp slt i64 {start}, {stop}")
+        self.do(
+            f"br label %{tag}.body"
+            if runs
+            else f"br i1 %{tag}.some, label %{tag}.body, label %{tag}.exit"
+        )
         self.label(f"{tag}.body")
+        at = len(self.lines)
         following: list[str] = []
         with self.scope():
             yield index, names, following
         end = self.block
         self.do(f"%{tag}.n = add nsw i64 {index}, {step}")
-        self.do(f"br label %{tag}.head")
+        self.do(f"%{tag}.go = icmp slt i64 %{tag}.n, {stop}")
+        self.do(f"br i1 %{tag}.go, label %{tag}.body, label %{tag}.exit")
         self.label(f"{tag}.exit")
         head = [f"  {index} = phi i64 [ {start}, %{before} ], [ %{tag}.n, %{end} ]"]
-        for name, (type, initial), new in zip(names, carried, following, strict=True):
+        for n, (name, (type, initial), new) in enumerate(
+            zip(names, carried, following, strict=True)
+        ):
             head.append(f"  {name} = phi {type} [ {initial}, %{before} ], [ {new}, %{end} ]")
+            if not runs:
+                self.do(f"%{tag}.f{n} = phi {type} [ {initial}, %{before} ], [ {new}, %{end} ]")
+                following[n] = f"%{tag}.f{n}"
         self.lines[at:at] = head
-        following[:] = names

@@ -20,7 +20,7 @@ from diptych.runtime.llvm import host_target as host_target
 
 _lock = threading.Lock()
 _serial = 0
-MAGIC = b"diptych object 5\n"  # another number where other code is made of the same text
+MAGIC = b"diptych object 6\n"  # another number where other code is made of the same text
 
 
 def sha256(data: bytes) -> bytes:

@@ -177,15 +177,13 @@ def _past_the_lock(function: Any) -> Any:
 
 
 def object_code(text: str, target: Target, level: int = USUAL) -> bytes:
-    """Optimise and translate one module; no pass here may change a bit. In haste it is translated
-    as it is: in a quarter of the time, to code that takes two to ten times as long."""
+    """Translate one module. In haste that takes a quarter of the time, and the code two to ten
+    times as long."""
     return apart(partial(_object_code, text, target, level))
 
 
 def _object_code(text: str, target: Target, level: int) -> bytes:
     with INSIDE, _machine(target, level) as machine, _parsed(text) as module:
-        if level != HASTE:
-            _optimise(module, machine)
         return _emitted(module, machine)
 
 
@@ -196,7 +194,6 @@ def assembly(text: str, target: Target) -> str:
 
 def _assembly(text: str, target: Target) -> str:
     with INSIDE, _machine(target) as machine, _parsed(text) as module:
-        _optimise(module, machine)
         return str(machine.emit_assembly(module))
 
 
@@ -217,24 +214,10 @@ def _parsed(text: str) -> Iterator[Any]:
         context.close()
 
 
-def _optimise(module: Any, machine: Any) -> None:
-    """Three passes. The text has its common subexpressions found, its loops tiled and unrolled:
-    LLVM's whole pipeline takes seven times as long and makes no faster code of it."""
-    llvm = binding()
-    run = _past_the_lock(llvm.ffi.lib.LLVMPY_RunNewModulePassManager)
-    options = llvm.create_pipeline_tuning_options()
-    with (
-        llvm.create_pass_builder(machine, options) as builder,
-        llvm.create_new_module_pass_manager() as passes,
-    ):
-        passes.add_instruction_combine_pass()
-        passes.add_loop_rotate_pass()
-        passes.add_simplify_cfg_pass()
-        run(passes, module, builder)
-
-
 def _emitted(module: Any, machine: Any) -> bytes:
-    """As llvmlite's `emit_object`."""
+    """As llvmlite's `emit_object`: LLVM's code generator, and none of its passes over the text.
+    Common subexpressions are found there, and loops are tiled, unrolled and ended where they are
+    to go on; LLVM's whole pipeline takes six times as long and makes no faster code of it."""
     lib, problem = binding().ffi.lib, ctypes.c_char_p()
     emit = _past_the_lock(lib.LLVMPY_TargetMachineEmitToMemory)
     memory = emit(machine, module, 1, ctypes.byref(problem))
