@@ -115,8 +115,9 @@ def sides(workload, pythons, options):
         for case in cases
         if peer in pythons
     ]
-    limit = [Side("diptych", "fma_limit", 1)] if workload in (*MLP, *SQUARE) else []
-    return [*limit, *made]
+    limits = ["fma_limit"] if workload in (*MLP, *SQUARE) else []
+    limits += ["python_limit"] if workload == "null1" else []
+    return [*[Side("diptych", limit, 1) for limit in limits], *made]
 
 
 def disagreements(workload, found):
@@ -135,6 +136,9 @@ def report(options, console, results, grown, versions):
         if "diptych/fma_limit/1" in sides_:
             rate = flops(workload) / table.middle(sides_["diptych/fma_limit/1"]) / 1e3
             console.print(f"{workload}: one core multiplies and adds at {rate:.0f} GFLOP/s")
+        if "diptych/python_limit/1" in sides_:
+            turn = 1e3 * table.middle(sides_["diptych/python_limit/1"])
+            console.print(f"{workload}: a turn of a loop in plain Python takes {turn:.0f} ns")
         for threads in (1, 2):
             if f"diptych/copy/{threads}" in sides_:
                 rate = 1e6 / table.middle(sides_[f"diptych/copy/{threads}"])

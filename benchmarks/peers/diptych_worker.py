@@ -121,6 +121,7 @@ def inference_program(_):
     return Case(call, check=float(call(0).sum()))
 
 
+TURNS = 100_000
 CHAINS, REPEAT = 24, 50_000  # enough for the call itself to be nothing beside it
 
 
@@ -154,6 +155,18 @@ def fma_limit(workload):
     return Case(call, steps=done / given.flops(workload))
 
 
+def python_limit(_):
+    """The time of a turn of a loop in plain Python: what stated times of calls depend on."""
+
+    def call(_):
+        total = 0
+        for n in range(TURNS):
+            total += n
+        return total
+
+    return Case(call, steps=TURNS)
+
+
 def copy(_):
     """The time to copy a gigabyte between arrays far larger than the caches, read and written."""
     source = np.ones(1 << 26, np.float32)
@@ -164,7 +177,7 @@ def copy(_):
 CASES = {
     "dynamic": dynamic, "compiled": compiled, "scan": scan, "matmul": matmul,
     "inference": inference, "inference_program": inference_program, "fma_limit": fma_limit,
-    "copy": copy,
+    "python_limit": python_limit, "copy": copy,
 }  # fmt: skip
 
 
