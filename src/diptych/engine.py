@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
+from sys import getrefcount
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -37,6 +38,8 @@ SMALL_BATCH = 16  # a first size below this says little about the others
 KEPT = 16  # sizes of a symbolic executable that keep their memory between calls
 MOST_SIZES = 1024  # that are remembered, at 2 KB each
 SMALL = 1 << 12  # bytes below which alignment is not worth its price
+MOST_KEPT = 1 << 20  # bytes of a result whose memory may be used again
+UNUSED = 2  # references to memory that only `_reusing` knows: its own and the question's
 
 
 def empty(shape: Sequence[int], dtype: Any) -> Array:
@@ -102,8 +105,28 @@ def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
 
 
 def _maker(shape: tuple[int, ...], dtype: Any) -> Callable[[], Array]:
-    small = math.prod(shape) * dtype.itemsize <= SMALL
-    return partial(np.empty if small else empty, shape, dtype)
+    """What makes memory for a result, call after call."""
+    size = math.prod(shape) * dtype.itemsize
+    if size <= SMALL:
+        return partial(np.empty, shape, dtype)
+    return partial(empty, shape, dtype) if size > MOST_KEPT else _reusing(shape, dtype, size)
+
+
+def _reusing(shape: tuple[int, ...], dtype: Any, size: int) -> Callable[[], Array]:
+    """Aligned memory, also that of an earlier result which nobody has any more: to find where new
+    memory lies takes Python longer than a small product. The last two results are looked at, for
+    one is often kept until the next is there."""
+    kept: list[tuple[Array, int]] = []
+
+    def make() -> Array:
+        known = kept.pop(0) if len(kept) > 1 else None
+        if known is None or getrefcount(known[0]) > UNUSED:
+            raw = np.empty(size + ALIGN, np.uint8)
+            known = raw, -address(raw) % ALIGN
+        kept.append(known)
+        return np.ndarray(shape, dtype, *known)
+
+    return make
 
 
 def _picker(places: list[int]) -> Callable[[list[Array]], Sequence[Array]]:

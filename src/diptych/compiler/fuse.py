@@ -30,6 +30,7 @@ from diptych.ops.shape import Reshape, Transpose
 
 NARROW = 4  # columns below which a side is turned round although it lies straight
 MANY_ROWS = 64  # rows that read a side again and again
+LINE = 64  # bytes that the first cache gives at once
 APART = 1 << 10  # bytes between terms that are read one by one
 NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
 
@@ -169,11 +170,22 @@ class Fusion:
 
     def _read_far(self, node: Node, side: int, outer: bool) -> bool:
         """Whether panels of a side that lies straight pay: it is read again and again, and does not
-        stay in the caches. In an outer product (rows of both sides are the terms) its vectors wait
-        behind the multiply-adds of a slow machine for longer."""
-        size = self.typical(node.inputs[side].type.size) * node.type.dtype.bytes
+        stay in the caches, or its vectors lie across lines. In an outer product (rows of both sides
+        are the terms) its vectors wait behind the multiply-adds of a slow machine for longer."""
+        given, op = node.inputs[side], node.op
+        assert isinstance(op, Contract)
+        letters = (op.left, op.right)[side]
+        steps = [self._step(given, letters.index(c)) for c in op.over]
+        size = self.typical(given.type.size) * node.type.dtype.bytes
         many = 4 * MANY_ROWS if outer and self.target.fma_per_cycle == 1 else MANY_ROWS
-        return self._rows(node, side) >= many and size > FAR
+        far = size > FAR or any(isinstance(s, int) and self._splits(given, s) for s in steps)
+        return self._rows(node, side) >= many and far
+
+    def _splits(self, node: Node, pitch: int) -> bool:
+        """Whether vectors that lie so many elements apart lie across lines of memory, which takes
+        two loads, on a machine that multiplies and adds faster than it loads."""
+        fast = self.target.fma_per_cycle > self.target.loads_per_cycle
+        return fast and pitch * node.type.dtype.bytes % LINE != 0
 
     def _turn_rows(self, node: Node, side: int, columns: int) -> None:
         """Lay the terms of the side that is read one by one side by side, where each lies on a
@@ -247,8 +259,9 @@ class Fusion:
         column = column if column <= NEAREST else 0
         tile = choose_tile(max(rows, 1), columns, self.target, column=column)
         width = tile.columns * self.target.lanes
-        near = depth * columns * given.type.dtype.bytes <= NEAR
-        if columns <= width or near or isinstance(given.type.shape[axis], Dim):
+        near = columns <= width or depth * columns * given.type.dtype.bytes <= NEAR
+        splits = rows >= MANY_ROWS and self._splits(given, columns)
+        if (near and not splits) or isinstance(given.type.shape[axis], Dim):
             self.packed[node, side] = self._copy(given, axis)
         else:
             self.packed[node, side] = self._panels(node, side, axis, width)
