@@ -175,7 +175,7 @@ class Fusion:
         given, op = node.inputs[side], node.op
         assert isinstance(op, Contract)
         letters = (op.left, op.right)[side]
-        steps = [self._step(given, letters.index(c)) for c in op.over]
+        steps = [self._step(given, letters.index(c)) for c in op.over if c in letters]
         size = self.typical(given.type.size) * node.type.dtype.bytes
         many = 4 * MANY_ROWS if outer and self.target.fma_per_cycle == 1 else MANY_ROWS
         far = size > FAR or any(isinstance(s, int) and self._splits(given, s) for s in steps)
@@ -193,7 +193,7 @@ class Fusion:
         given, op = node.inputs[side], node.op
         assert isinstance(op, Contract)
         letters = (op.left, op.right)[side]
-        if len(op.over) != 1 or given.type.rank < 2:
+        if len(op.over) != 1 or op.over[0] not in letters:
             return
         axis = letters.index(op.over[0])
         step = self._step(given, axis)
