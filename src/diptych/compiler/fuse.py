@@ -272,7 +272,7 @@ class Fusion:
         letters = (op.left, op.right)[side]  # type: ignore[attr-defined]
         shape = given.type.shape
         batch = [n for n, c in enumerate(letters) if c in op.out and n != axis]  # type: ignore[attr-defined]
-        terms = [letters.index(c) for c in op.over]  # type: ignore[attr-defined]
+        terms = [letters.index(c) for c in op.over if c in letters]  # type: ignore[attr-defined]
         outer, inner = tuple(shape[n] for n in batch), tuple(shape[n] for n in terms)
         depth, (whole, left) = product(inner), divmod(self.typical(shape[axis]), width)
         full = (*outer, whole + bool(left), depth, width)
