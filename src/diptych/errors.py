@@ -22,19 +22,22 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _SEEN: dict[int, tuple[bool, CodeType]] = {}  # by id: whether code is of this package
 
 
-def author_frame(depth: int = 1) -> FrameType | None:
-    """The nearest frame outside this package; the caller may say how many are known to be in it."""
-    frame: FrameType | None = sys._getframe(depth)
-    while frame is not None:
-        code = frame.f_code
-        seen = _SEEN.get(id(code))
-        if seen is None:
-            own = code.co_filename.startswith(PACKAGE) or generated(frame)
-            seen = _SEEN[id(code)] = (own, code)
-        if not seen[0]:
-            return frame
+def author_frame() -> FrameType | None:
+    """The nearest frame outside this package."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_own(frame):
         frame = frame.f_back
-    return None
+    return frame
+
+
+def is_own(frame: FrameType) -> bool:
+    """Whether a frame runs code of this package."""
+    code = frame.f_code
+    seen = _SEEN.get(id(code))
+    if seen is None:
+        own = code.co_filename.startswith(PACKAGE) or generated(frame)
+        seen = _SEEN[id(code)] = (own, code)
+    return seen[0]
 
 
 def author_line() -> tuple[str, int]:

@@ -6,11 +6,12 @@ record a node, and get back a handle: a Node inside rules and bodies, a Tensor i
 
 from __future__ import annotations
 
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -117,19 +118,29 @@ def origin(where: Where) -> Iterator[None]:
         LOCAL.where = before
 
 
-_places: dict[tuple[int, int], tuple[CodeType, Where]] = {}  # by code and instruction
+# By instruction (code objects have theirs inside, so an address is one of one instruction): the
+# code, which is kept so that nothing else gets its place, and the line, or None in this package.
+_places: dict[int, tuple[CodeType, Where | None]] = {}
 
 
 def author_line() -> Where:
     """The nearest line outside this package; the same object for the same instruction."""
-    known = LOCAL.line
-    if known is not None:
-        return known
-    frame = errors.author_frame(3)  # every caller of this function is called by another
-    if frame is None:
-        return NOWHERE
-    code, at = frame.f_code, frame.f_lasti
-    found = _places.get((id(code), at))
-    if found is None:  # the code is kept, so that nothing else gets its id
-        found = _places[id(code), at] = (code, Where(code.co_filename, frame.f_lineno))
-    return found[1]
+    where: Where | None = LOCAL.line
+    if where is not None:
+        return where
+    frame: FrameType | None = sys._getframe(2)  # every caller of this is called by another
+    while frame is not None:
+        code = frame.f_code
+        found = _places.get(id(code) + frame.f_lasti)
+        where = _place(frame) if found is None else found[1]
+        if where is not None:
+            return where
+        frame = frame.f_back
+    return NOWHERE
+
+
+def _place(frame: FrameType) -> Where | None:
+    """The line of a frame that is not of this package; from here on it is known."""
+    code = frame.f_code
+    where = None if errors.is_own(frame) else Where(code.co_filename, frame.f_lineno)
+    return _places.setdefault(id(code) + frame.f_lasti, (code, where))[1]
