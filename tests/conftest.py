@@ -19,6 +19,35 @@ def two_threads():
 
 
 @pytest.fixture
+def natively():
+    """What recurs in the dynamic panel is recorded in native code from the start."""
+    from diptych.dynamic import PANEL
+
+    PANEL.learn()
+
+
+@pytest.fixture
+def by_python(monkeypatch):
+    """The dynamic panel records every call in Python."""
+    from diptych import dynamic, running, trail
+
+    panel = dynamic.PANEL
+    monkeypatch.setattr(dynamic, "OFTEN", -1)
+    monkeypatch.setattr(panel, "recall", dynamic._unknown)
+    monkeypatch.setattr(panel, "renew", trail.Piece.renew)
+    monkeypatch.setattr(panel.runner, "values", running._values)
+    monkeypatch.setattr(panel.runner, "bind", running._bind)
+    for name in ("record", "leaf"):
+        monkeypatch.delitem(vars(panel), name, raising=False)
+
+
+@pytest.fixture(params=["natively", "by_python"])
+def recorded(request):
+    """Both ways in which the dynamic panel records what recurs."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
 def fluid_process(tmp_path, monkeypatch):
     """Programs, names and scope of fluid as in a new process."""
     from diptych.fluid import dataset, files, framework

@@ -193,10 +193,10 @@ def test_slots_are_found():
         pass
 
     for kind in (Slots, Both):
-        places = [checks._slot(kind, name) for name in Slots.__slots__]
+        places = [checks.slot(kind, name) for name in Slots.__slots__]
         assert sorted(places) == sorted(set(places))
     with pytest.raises(LookupError):
-        checks._slot(Thing, "kind")  # lies in a dict
+        checks.slot(Thing, "kind")  # lies in a dict
 
 
 def test_another_layout_is_noticed(monkeypatch):

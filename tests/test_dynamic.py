@@ -17,6 +17,8 @@ rng = np.random.default_rng(0)
 X = rng.standard_normal((5, 8)).astype(np.float32)
 Y = rng.integers(0, 3, 5)
 
+pytestmark = pytest.mark.usefixtures("natively")
+
 
 class Count:
     """Native calls and compiles inside a with."""

@@ -17,7 +17,7 @@ from diptych.dynamic import PANEL
 from diptych.errors import ValueRangeError
 from diptych.runtime import threads
 
-pytestmark = pytest.mark.usefixtures("two_threads")
+pytestmark = pytest.mark.usefixtures("two_threads", "natively")
 
 
 def awake():

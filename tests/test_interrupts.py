@@ -22,6 +22,8 @@ FILES = ("dynamic.py", "trail.py", "running.py", "rehearsal.py", "optimizer.py",
 BORDERS = ("try:", "with ", "self.lock.release()")  # a lock is held, and Python handles no signal
 PACKAGE = str(Path(dp.__file__).parent)
 
+pytestmark = pytest.mark.usefixtures("natively")
+
 
 class Trainer:
     def __init__(self, rule, steps):

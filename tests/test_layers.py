@@ -11,7 +11,7 @@ ROW = {
     "kernel": 2,
     "graph": 3,
     "ops": 4, "autodiff": 5, "interpret": 5, "compiler": 5, "runtime": 5.5, "compiles": 5,
-    "engine": 6, "generator": 2, "tensor": 7, "derivatives": 7.2, "trail": 7.2,
+    "engine": 6, "generator": 2, "tensor": 7, "derivatives": 7.2, "trail": 7.2, "loops": 7.3,
     "families": 6.5, "running": 7.5, "rehearsal": 7.2, "tiers": 6.2, "dynamic": 8, "static": 8,
     "data": 6, "nn": 9, "optim": 9,
     "formats": 9, "testing": 9, "view": 9, "__init__": 10, "cli": 11, "fluid": 11,

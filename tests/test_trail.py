@@ -17,6 +17,8 @@ from diptych.trail import SHAPES
 X = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, 5)
 
+pytestmark = pytest.mark.usefixtures("recorded")
+
 
 class Machine:
     """A state of handles that numbered actions change; everything looked at is logged."""

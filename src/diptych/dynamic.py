@@ -7,27 +7,31 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import is_
 from typing import Any
 
 import numpy as np
 
 from diptych import compiles, config, engine, interpret
-from diptych.autodiff import Recurring, history_of
+from diptych.autodiff import Recurring
 from diptych.derivatives import gradients_of
-from diptych.dtypes import DType, TensorType
+from diptych.dtypes import DType, TensorType, f32
 from diptych.errors import GraphError, RecompileError, StartupError
 from diptych.generator import default_generator
 from diptych.graph.node import Input, Node, Operator, Where
 from diptych.graph.record import LOCAL, author_line, set_default
+from diptych.loops import LOOP, Loops
 from diptych.ops.elementwise import Add, stop_gradient
 from diptych.rehearsal import Step, Structures
 from diptych.running import INPUT, Runner
+from diptych.runtime.recall import Told, native
 from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
 from diptych.trail import (
     ADVANCE,
     ASSIGN,
     BACKWARD,
+    NO_HISTORY,
     Backward,
     Bundle,
     Kind,
@@ -36,23 +40,25 @@ from diptych.trail import (
     Trail,
     alive,
     check_few,
-    period_of,
+    differentiated,
 )
 
 Array = np.ndarray[Any, Any]
-LIMIT = 5000  # nodes, and bytes of arrays handed over, that may wait without a look
-MUCH = 1 << 25
-LOOP = 100  # calls without a look after which a loop is looked for
-HISTORY = 600  # the same where history is alive: a deep network is not a loop
+MUCH = 1 << 25  # bytes of arrays handed over that may wait without a look
+OFTEN = 500  # calls that recur before native code is made for them
 _UNCHECKED: set[str] = set()  # operators without positions
 _ADD = Add()
+
+
+def _unknown(*call: Any) -> None:
+    """No call is recorded without a look."""
 
 
 class DynamicRecorder(TensorRecorder):
     """Every thread records a piece of its own; pieces are run one at a time, under the lock."""
 
     def __init__(self) -> None:
-        self.cuts: dict[Any, list[list[Any]]] = {}  # by call site: the calls of a loop before it
+        self.loops = Loops()
         self.recurring = Recurring()
         self.structures = Structures()
         self.trail = Trail()
@@ -61,6 +67,10 @@ class DynamicRecorder(TensorRecorder):
         self.local = threading.local()
         self.pieces: weakref.WeakSet[Piece] = weakref.WeakSet()
         self.alone = True  # whether one thread has recorded
+        self.known = 0  # calls that were on the trail before
+        # In native code from `OFTEN` on, as `record`, `leaf` and what the runner does:
+        self.recall: Callable[..., Tensor | None] = _unknown
+        self.renew: Callable[..., None] = Piece.renew
 
     @property
     def piece(self) -> Piece:
@@ -94,39 +104,12 @@ class DynamicRecorder(TensorRecorder):
             self.run(piece, looked=False)
         self.lock.acquire()  # `with` costs twice as much
         try:
-            slots, nodes, inputs, key = piece.slots, piece.nodes, [], [op]
-            for operand in operands:
-                node = operand.node
-                place: Any = slots.get(node)
-                if place is None:
-                    place = node.kind or self._kind(piece, operand)
-                    slots[node] = len(nodes)
-                    nodes.append(node)
-                key.append(place)
-                inputs.append(node)
-            if not piece.grad_enabled:
-                key.append(False)  # type: ignore[arg-type]
-            if piece.point is None:  # a loop that left the trail is back on it where it is cut
-                history = any([n.needs_grad for n in inputs])
-                if self._is_cut(piece, author_line(), op.name, inputs, history):
-                    return self.record(op, operands)
-                return super().record(op, operands)
-            point, where = piece.point.get(tuple(key)), LOCAL.line or author_line()
-            if point is None or point.checks:
-                point = self._examined(piece, point, op, inputs, tuple(key), where)
-            if (len(nodes) >= LOOP or self.cuts) and self._is_cut(
-                piece, where, op.name, inputs, point.needs_grad
-            ):
-                return self.record(op, operands)
-            node = Node(op, tuple(inputs), point.type, where)
-            node.needs_grad = point.needs_grad
-            tensor = Tensor(node, self)
-            piece.point, node.pending = point, piece
-            slots[node] = len(nodes)
-            nodes.append(node)
-            piece.waiting.append(tensor)
-        except Exception:
-            piece.not_made(nodes, key)
+            tensor, where = None, LOCAL.line or author_line()
+            if len(piece.nodes) < LOOP and not self.loops.cuts:
+                tensor = self.recall(piece, op, operands, where)
+            if tensor is None:
+                tensor = self._recorded(piece, op, operands, where)
+        except Exception:  # nothing was noted
             raise
         except BaseException:
             piece.point = None
@@ -137,22 +120,90 @@ class DynamicRecorder(TensorRecorder):
             self.run(piece)
         return tensor
 
-    def _examined(
-        self,
-        piece: Piece,
-        point: Point | None,
-        op: Operator,
-        inputs: list[Node],
-        key: Any,
-        where: Where,
-    ) -> Point:
-        """The point after a call, and its positions checked."""
-        if point is None:
-            point = self.trail.explore(piece, op, inputs, key)
+    def _recorded(
+        self, piece: Piece, op: Operator, operands: Sequence[Any], where: Where
+    ) -> Tensor:
+        """Any call."""
+        nodes, slots = piece.nodes, piece.slots
+        inputs = tuple([operand.node for operand in operands])
+        point = None if piece.point is None else self._point(piece, op, operands, inputs)
+        if point is None:  # a loop that left the trail is back on it where it is cut
+            history = any([n.needs_grad for n in inputs])
+            if self._is_cut(piece, where, op.name, inputs, history):
+                return self.record(op, operands)
+            return super().record(op, operands)
+        if point.checks is not None:
+            self._check_few(point, op, inputs, where)
+        if (len(nodes) >= LOOP or self.loops.cuts) and self._is_cut(
+            piece, where, op.name, inputs, point.needs_grad
+        ):
+            return self.record(op, operands)
+        for n in point.reads:
+            slots[inputs[n]] = len(nodes)
+            nodes.append(inputs[n])
+        node = Node(op, inputs, point.type, where)  # type: ignore[arg-type]
+        node.needs_grad, node.pending = point.needs_grad, piece
+        tensor = Tensor(node, self)
+        slots[node] = len(nodes)
+        nodes.append(node)
+        piece.waiting.append(tensor)
+        piece.point = point
+        return tensor
+
+    def _check_few(
+        self, point: Point, op: Operator, inputs: tuple[Node, ...], where: Where
+    ) -> None:
         if self.runner.flight is not None:
-            self.runner.finish_values([inputs[n] for n, _ in point.checks])
+            self.runner.finish_values([inputs[n] for n, _ in point.checks])  # type: ignore[union-attr]
         check_few(point, op, inputs, where)
-        return point
+
+    def _point(
+        self, piece: Piece, op: Operator, operands: Sequence[Any], inputs: tuple[Node, ...]
+    ) -> Point | None:
+        """The point after a call, or None off the trail."""
+        key: list[Any] = [op]
+        new: list[Node] = []
+        for operand, node in zip(operands, inputs):
+            place: Any = piece.slots.get(node)
+            if place is None and node in new:
+                place = len(piece.nodes) + new.index(node)
+            elif place is None:
+                place = node.kind or self._kind(piece, operand)
+                new.append(node)
+            key.append(place)
+        if piece.point is None:
+            return None
+        if not piece.grad_enabled:
+            key.append(NO_HISTORY)
+        found = piece.point.get(tuple(key))
+        if found is None:
+            return self.trail.explore(piece, op, inputs, tuple(key))
+        self.known += 1
+        if self.known == OFTEN:
+            self.learn()
+        return found
+
+    def learn(self) -> None:
+        """From here on, what recurs is recorded in native code."""
+        sample = Tensor(Node(INPUT, (), TensorType((), f32)), self)
+        method = partial(DynamicRecorder.record, self)
+        made = native(
+            Told(
+                sample, Parameter, Kind, Point, self.piece, self._check_few, LOCAL, author_line,
+                self.lock, method, self.run, LOOP,
+            )
+        )  # fmt: skip
+        if made is not None:
+            self.recall, self.renew, vars(self)["leaf"] = made.recall, made.renew, made.leaf
+            self.runner.values, self.runner.bind = made.values, made.bind
+            # Any other thread may end, and leave its number to a new one.
+            main = threading.current_thread() is threading.main_thread()
+            if main and not self.loops.cuts and not _eager:
+                vars(self)["record"] = made.record
+
+    def look_again(self) -> None:
+        """Have every call recorded by Python, which sees where a loop is cut, or a piece run."""
+        vars(self).pop("record", None)
 
     def _kind(self, piece: Piece, handle: Any) -> Kind | None:
         """The kind of a value that the piece reads for the first time. What was recorded elsewhere,
@@ -201,25 +252,10 @@ class DynamicRecorder(TensorRecorder):
     def _is_cut(
         self, piece: Piece, where: Where, name: str, inputs: Sequence[Node], needs_grad: bool
     ) -> bool:
-        """Run what waits before this call, where there is much or a loop is cut.
-
-        A loop that never looks is cut where its calls repeat, from then on always at the same
-        place: if there is one, at a call that reads nothing that waits, so that a round is whole.
-        What follows a backward is a step, and is not cut.
-        """
-        found = len(piece.waiting) >= LIMIT
-        if not found and not piece.in_step:
-            site, sites = (where, name), piece.sites()
-            found = any(sites[-len(c) :] == c for c in self.cuts.get(site, ()))
-            enough = HISTORY if needs_grad else LOOP
-            if not found and len(sites) >= enough and any([i.value is None for i in inputs]):
-                enough *= 2
-            if not found and len(sites) >= enough:
-                period = period_of(sites[-enough:])
-                if period and sites[-period] == site:
-                    self.cuts.setdefault(site, []).append(sites[-period:])
-                    found = True
+        """Run what waits before this call, where there is much or a loop is cut."""
+        found = self.loops.is_cut(piece, (where, name), inputs, needs_grad)
         if found:
+            self.look_again()
             self.run(piece, looked=False)
         return found
 
@@ -251,14 +287,8 @@ class DynamicRecorder(TensorRecorder):
     def _handle(self, node: Node) -> Tensor:
         return Tensor(node, self)
 
-    def _leaf(self, value: Array, type: TensorType, kind: Kind) -> Tensor:
-        node = Node(INPUT, (), type)
-        node.value, node.kind = value, kind
-        return Tensor(node, self)
-
     def scalar(self, value: float, dtype: DType) -> Tensor:
-        type, kind, numpy = self.trail.scalar(dtype)
-        return self._leaf(np.array(value, numpy), type, kind)
+        return self.leaf(self.trail.scalar(dtype), np.array(value, dtype.numpy))
 
     def live_scalar(self, read: Callable[[], float], dtype: DType) -> Tensor:
         return self.scalar(read(), dtype)
@@ -269,19 +299,20 @@ class DynamicRecorder(TensorRecorder):
         piece.held += form.nbytes
         if piece.held >= MUCH:
             piece.at_boundary = True
-        node = Node(INPUT, (), form.type)
-        node.kind = form.kind
         if form.small:
-            node.value = np.array(value, order="C")
-        else:
-            with self.lock:
-                node.value = form.copy(value)
+            return self.leaf(form.sample, np.array(value, order="C"))
+        with self.lock:
+            return self.leaf(form.sample, form.copy(value))
+
+    def leaf(self, sample: Node, value: Array) -> Tensor:
+        """A handle on a value, whose node is otherwise like the sample."""
+        node = Node(INPUT, (), sample.type)
+        node.value, node.kind = value, sample.kind
         return Tensor(node, self)
 
     def random_state(self) -> Tensor:
         state = np.array(default_generator().take(), np.int64)
-        form = self.trail.form(state)
-        return self._leaf(state, form.type, form.kind)
+        return self.leaf(self.trail.form(state).sample, state)
 
     def assign(self, parameter: Parameter, value: Tensor) -> None:
         piece = self.piece
@@ -347,38 +378,28 @@ class DynamicRecorder(TensorRecorder):
             key = (BACKWARD, root, retain_graph)
             point = piece.point.then(key)
             if point.backward is None:
-                point.backward = self._differentiated(piece, tensor.node, retain_graph)
+                point.backward = differentiated(piece, tensor.node, self.recurring, retain_graph)
             if point.backward is None:  # more than one number has no gradient: an error, by rule
                 super().backward(tensor, grad, retain_graph)
             else:
                 self._add_gradients(piece, point, point.backward, author_line())
 
-    def _differentiated(self, piece: Piece, root: Node, retain_graph: bool) -> Backward | None:
-        order, history, leaves = history_of(root)
-        found = self.recurring.gradients(order, leaves, root.where)
-        if root.type.size != 1 or any(leaf.owner is None for leaf in leaves):
-            return None
-        slots, made = piece.slots, [(slot, g) for slot, g in zip(leaves, found) if g is not None]
-        return Backward(
-            [slots[leaf] for leaf, _ in made],
-            [g.op for _, g in made],
-            [slots[n] for n in made[0][1].inputs] if made else [],
-            [] if retain_graph else [slots[n] for n in history if not n.leaf],
-        )
-
     def _add_gradients(self, piece: Piece, point: Point, found: Backward, where: Where) -> None:
         """Gradients as the trail knows them; where there were some already they are added."""
         nodes = piece.nodes
-        owners: list[Any] = [nodes[n].owner() for n in found.leaves]
         for n in found.released:
             node = nodes[n]
             node.needs_grad, node.released = False, True
         piece.point, piece.in_step = point, True
-        if not owners:
+        if not found.leaves:
             return
-        bundle = Bundle(piece, found, owners, where)
+        bundle = Bundle(piece, found, [nodes[n] for n in found.leaves], where)
+        owners = bundle.owners
         piece.bundles.append(bundle)
-        if all([owner is not None and owner._grad is None for owner in owners]):
+        for owner in owners:
+            if owner is None or owner._grad is not None:
+                break
+        else:
             for owner in owners:
                 owner._grad = bundle
             return
@@ -414,38 +435,25 @@ class DynamicRecorder(TensorRecorder):
 
     def _is_advanced(self, piece: Piece, step: Step, where: Where) -> bool:
         """Record a step as one call; False where it reads what is not on the trail."""
-        nodes, parameters, structure = piece.nodes, step.parameters, step.structure
-        bundle: Any = parameters[0]._grad
-        whole = type(bundle) is Bundle and bundle.is_all_of(piece, parameters)
-        handles = step.state if whole else [*step.state, *gradients_of(self, parameters)]
+        bundle: Any = step.parameters[0]._grad
+        whole = type(bundle) is Bundle and bundle.is_all_of(piece, step.parameters)
+        handles = step.state if whole else [*step.state, *gradients_of(self, step.parameters)]
         given: list[Any] = [h.node for h in handles]
-        key: list[Any] = [ADVANCE, structure, None]
-        known = 0
-        if whole:  # the gradients say which values of the parameters they are of
-            key[2] = bundle.first
-            given += [None] * len(parameters)  # until `Bundle.complete`; a cycle would wait for gc
-            if all(map(is_, given, [nodes[n] for n in bundle.backward.leaves])):
-                known = len(parameters)
-        for n, handle in enumerate(handles[known:], known):
-            key.append(self._place(piece, given[n], handle))
-        if piece.point is None:
+        key = self._read(piece, step, handles, given, bundle if whole else None)
+        if key is None:
             return False
-        for read, dtype in step.live:
-            type_, kind, numpy = self.trail.scalar(dtype)
-            node = Node(INPUT, (), type_)
-            node.value, node.kind = np.array(read(), numpy), kind
-            piece.slots[node] = len(nodes)
-            nodes.append(node)
-            given.append(node)
-        for node in step.constants:
-            key.append(self._place(piece, node, None))
-            given.append(node)
+        structure, nodes = step.structure, piece.nodes
         first, waiting = len(piece.replaced), len(piece.waiting)
         try:
-            piece.point = piece.point.then(tuple(key))
+            at = len(nodes)
+            piece.point = piece.point.then(key)  # type: ignore[union-attr]
             if whole:
-                bundle.step = (given, len(handles), structure, len(nodes))
-            self._assign_all(piece, step, given, where)
+                bundle.step = (given, len(handles), structure, at)
+            olds = [given[n] for n in structure.changed]
+            self.renew(piece, step.assigned, olds, structure.samples, where)
+            if not whole:  # else `Bundle.complete` does this
+                for n, (_, _, take) in enumerate(structure.updates, at):
+                    nodes[n].inputs = take(given)
             return True
         except BaseException:  # Ctrl-C came in between: no part of the step was made
             for owner, (_, old) in zip(step.assigned, piece.replaced[first:]):
@@ -455,18 +463,26 @@ class DynamicRecorder(TensorRecorder):
                 bundle.step = None
             raise
 
-    def _assign_all(self, piece: Piece, step: Step, given: list[Any], where: Where) -> None:
-        """The new values of a step, made of what it reads."""
-        slots, nodes, replaced = piece.slots, piece.nodes, piece.replaced
-        for owner, (at, op, take) in zip(step.assigned, step.structure.updates):
-            old = given[at]
-            node = Node(op, take(given), old.type, where)
-            node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
-            replaced.append((node, old))
-            node.pending, owner.node = piece, node
-            slots[node] = len(nodes)
-            nodes.append(node)
-        piece.waiting += step.assigned
+    def _read(
+        self, piece: Piece, step: Step, handles: list[Any], given: list[Any], bundle: Bundle | None
+    ) -> tuple[Any, ...] | None:
+        """What a step reads, as the trail has it, or None off the trail. `given` are the nodes of
+        the handles, to which this adds what else there is. A bundle has all the gradients."""
+        key: list[Any] = [ADVANCE, step.structure, None]
+        known = 0
+        if bundle is not None:  # the gradients say which values of the parameters they are of
+            key[2] = bundle.first
+            given += [None] * len(bundle.owners)  # until `Bundle.complete`; a cycle waits for gc
+            if all(map(is_, given, bundle.leaves)):
+                known = len(bundle.owners)
+        for n, handle in enumerate(handles[known:], known):
+            key.append(self._place(piece, given[n], handle))
+        if piece.point is None:
+            return None
+        for node in step.numbers():
+            key.append(self._place(piece, node, None))
+            given.append(node)
+        return tuple(key)
 
     def _place(self, piece: Piece, node: Node, handle: Any) -> Any:
         """Where a node stands in a piece; what is read for the first time has a kind."""
@@ -545,6 +561,7 @@ def set_eager(on: bool) -> None:
     """Run every call at once (also DIPTYCH_EAGER=1)."""
     global _eager
     PANEL.run()
+    PANEL.look_again()
     _eager = on
 
 
@@ -570,6 +587,7 @@ def use_device(name: str) -> None:
 def _forked() -> None:
     """A child of a fork has one thread, which holds no lock, and none of the pool's."""
     PANEL.lock = threading.RLock()
+    PANEL.look_again()
 
 
 PANEL = DynamicRecorder()

@@ -120,7 +120,9 @@ class Step:
         pairs = list(made.state.values())
         self.state = [p for p, _ in pairs]
         self.live = [(read, n.type.dtype) for read, n in made.live]
-        self.constants = [leaf(value, n.type) for value, n in made.numbers.values()]
+        self.latest: list[Any] = [None] * len(self.live)
+        constants = [leaf(value, n.type) for value, n in made.numbers.values()]
+        self.given: list[Any] = [*self.latest, *constants]
         self.inputs = [n for _, n in pairs]
         self.inputs += [made.grads[id(p)].node for p in parameters]
         self.inputs += [n for _, n in made.live] + [n for _, n in made.numbers.values()]
@@ -128,6 +130,17 @@ class Step:
         self.results = [made.present[id(self.state[n])] for n in self.changed]
         self.assigned = [self.state[n] for n in self.changed]
         self.structure = known.of(self)
+
+    def numbers(self) -> list[Node]:
+        """Live numbers as they are now and constants. What is the same number as at the last step
+        is the same node."""
+        for n, (read, dtype) in enumerate(self.live):
+            value = read()
+            if value != self.latest[n] or not value:  # zeros have signs
+                self.latest[n] = value
+                node = leaf(np.array(value, dtype.numpy), TensorType((), dtype))
+                self.given = [*self.given[:n], node, *self.given[n + 1 :]]
+        return self.given
 
     def fits(self, optimizer: Any, parameters: list[Parameter]) -> bool:
         """Whether the step is that of an optimizer as it is now."""
@@ -158,6 +171,10 @@ class Structure:
         self.updates = [
             (n, *_part(result, step.inputs)) for n, result in zip(step.changed, step.results)
         ]
+        self.changed = step.changed
+        self.samples = [Node(op, (), step.inputs[n].type) for n, op, _ in self.updates]
+        for sample in self.samples:
+            sample.leaf = True
 
 
 class Structures:

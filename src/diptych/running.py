@@ -37,6 +37,8 @@ class Runner:
         self.families = Families(tiers.compile)
         self.device = "cpu"
         self.flight: engine.Flight | None = None
+        self.values: Callable[[list[Node], list[int]], list[Any]] = _values
+        self.bind: Callable[..., None] = _bind
 
     def finish(self) -> None:
         """Wait for what is in flight."""
@@ -108,11 +110,13 @@ class Runner:
             outputs = self._outputs(piece)
             leaves = [n for n in _order(outputs) if n.value is not None]
             donors = _donors(outputs, leaves, piece.replaced)
+            ended = [not n.needs_grad or n.leaf for n in outputs]
             found = point.plans[held] = Plan(
                 [piece.slots[n] for n in outputs],
                 [piece.slots[n] for n in leaves],
                 donors,
-                [not n.needs_grad or n.leaf for n in outputs],
+                ended,
+                all(ended),
                 [n for _, n in donors if leaves[n].readers is not None],
             )
         return found
@@ -120,7 +124,7 @@ class Runner:
     def _by_plan(self, plan: Plan, piece: Piece) -> Callable[[], None]:
         nodes, bundles = piece.nodes, piece.bundles
         self.finish()  # which holds what it reads
-        inputs: list[Any] = [nodes[n].value for n in plan.inputs]
+        inputs = self.values(nodes, plan.inputs)
         held = [] if self.others_wait(piece) else list(map(getrefcount, inputs))
         for n in plan.watched:
             if held and _is_read(nodes[plan.inputs[n]]):
@@ -148,15 +152,10 @@ class Runner:
             raise _with_line(problem, made.executable, order) from None
         if len(made.overwritten) < len(plan.donors):
             _keep_order(results, inputs, plan.donors)
-        for n, value, ended, kind in zip(plan.outputs, results, plan.ended, made.kinds):
-            node = nodes[n]
-            node.value, node.pending, node.kind = value, None, kind
-            if ended:
-                node.op, node.inputs = INPUT, ()
-            else:
-                _keep_inputs(node)
-        for n in made.overwritten:
-            nodes[n].value = None
+        if plan.all_ended:
+            self.bind(nodes, plan.outputs, results, made.kinds, made.overwritten)
+        else:
+            _bind_with_history(nodes, plan, results, made)
         if made.new:  # from now on the kinds of the outputs are known
             made.new = False
             for k, (n, ended) in enumerate(zip(plan.outputs, plan.ended)):
@@ -251,6 +250,36 @@ class Runner:
         graph = Graph(tuple(new[id(leaf)] for leaf in leaves), tuple(new[id(o)] for o in outputs))
         strides = {n: element_strides(leaf.value) for n, leaf in enumerate(leaves)}  # type: ignore[arg-type]
         return self.families.find(graph, self.device, strides, donated, lines)
+
+
+def _values(nodes: list[Node], places: list[int]) -> list[Any]:
+    return [nodes[n].value for n in places]
+
+
+def _bind(
+    nodes: list[Node], outputs: list[int], values: list[Array], kinds: list[Any], gone: list[int]
+) -> None:
+    """Give nodes their values and kinds; what they were computed from is not asked for any more.
+    Those that are `gone` have none."""
+    for n, value, kind in zip(outputs, values, kinds):
+        node = nodes[n]
+        node.value, node.pending, node.kind = value, None, kind
+        node.op, node.inputs = INPUT, ()
+    for n in gone:
+        nodes[n].value = None
+
+
+def _bind_with_history(nodes: list[Node], plan: Plan, values: list[Array], made: Made) -> None:
+    """The same where somebody may differentiate through some of the values."""
+    for n, value, ended, kind in zip(plan.outputs, values, plan.ended, made.kinds):
+        node = nodes[n]
+        node.value, node.pending, node.kind = value, None, kind
+        if ended:
+            node.op, node.inputs = INPUT, ()
+        else:
+            _keep_inputs(node)
+    for n in made.overwritten:
+        nodes[n].value = None
 
 
 def _cannot_fail(order: list[Node]) -> bool:

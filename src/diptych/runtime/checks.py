@@ -402,7 +402,7 @@ class Checks:
         `alone`: nobody else holds it or the node. All handles have their `node` in one slot."""
         node = handle.node
         kinds: tuple[Any, Any] = type(handle), type(node)
-        self.slots = [id(kinds[1]), _slot(kinds[0], "node"), _slot(kinds[1], "value")]
+        self.slots = [id(kinds[1]), slot(kinds[0], "node"), slot(kinds[1], "value")]
         self._line(VALUE, self._at(handle), self._form(handle.node.value), int(alone))
 
     def _form(self, array: Array) -> int:
@@ -422,11 +422,11 @@ class Checks:
 
 
 @lru_cache(maxsize=64)
-def _slot(kind: Any, name: str) -> int:
+def slot(kind: Any, name: str) -> int:
     """Where objects of a class have what is in a slot of it, in bytes: found on one that has no
     more than that. Raises LookupError where it is nowhere, or in more than one place."""
     marks, places = [object(), object()], set(range(HEAD, kind.__basicsize__ - 7, 8))
-    one: Any = object.__new__(kind)
+    one: Any = kind.__new__(kind)
     for mark in marks:
         setattr(one, name, mark)
         found = {p for p in places if ctypes.c_int64.from_address(id(one) + p).value == id(mark)}
