@@ -9,7 +9,7 @@ import pytest
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych import engine, nn, optim
+from diptych import engine, nn, optim, rehearsal
 from diptych.dynamic import PANEL, set_eager
 from diptych.errors import GraphError
 
@@ -75,7 +75,7 @@ def test_a_step_is_one_node_for_each_new_value(rule):
     run = Run(rule, between)
     step = run.optimizer.rehearsed
     added = len(PANEL.piece.nodes) - run.before
-    assert added <= len(step.state) + len(step.given) + len(step.assigned)
+    assert added <= len(step.state) + len(step.numbers()) + len(step.assigned)
 
 
 @every_rule
@@ -109,6 +109,23 @@ def test_numbers_may_change_and_nothing_is_compiled_anew(rule):
     found = run.bits()
     assert engine.STATISTICS.compiles == run.compiled
     assert found == eagerly(rule, between)
+
+
+def test_an_interrupt_while_a_rate_is_read(monkeypatch):
+    """The steps after it have the new rate."""
+
+    def interrupt(value, type):
+        raise KeyboardInterrupt
+
+    def between(run, n):
+        if n == 3:
+            run.optimizer.lr = 0.3
+            if run.optimizer.rehearsed is not None:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(rehearsal, "leaf", interrupt)
+                    run.optimizer.rehearsed.numbers()
+
+    assert Run(RULES["sgd"], between).bits() == eagerly(RULES["sgd"], between)
 
 
 def test_what_is_switched_on_later_counts():

@@ -120,9 +120,8 @@ class Step:
         pairs = list(made.state.values())
         self.state = [p for p, _ in pairs]
         self.live = [(read, n.type.dtype) for read, n in made.live]
-        self.latest: list[Any] = [None] * len(self.live)
-        constants = [leaf(value, n.type) for value, n in made.numbers.values()]
-        self.given: list[Any] = [*self.latest, *constants]
+        self.latest: list[tuple[Any, Any]] = [(None, None)] * len(self.live)  # numbers, their nodes
+        self.constants = [leaf(value, n.type) for value, n in made.numbers.values()]
         self.inputs = [n for _, n in pairs]
         self.inputs += [made.grads[id(p)].node for p in parameters]
         self.inputs += [n for _, n in made.live] + [n for _, n in made.numbers.values()]
@@ -136,11 +135,10 @@ class Step:
         is the same node."""
         for n, (read, dtype) in enumerate(self.live):
             value = read()
-            if value != self.latest[n] or not value:  # zeros have signs
-                self.latest[n] = value
+            if value != self.latest[n][0] or not value:  # zeros have signs
                 node = leaf(np.array(value, dtype.numpy), TensorType((), dtype))
-                self.given = [*self.given[:n], node, *self.given[n + 1 :]]
-        return self.given
+                self.latest[n] = value, node  # at once: Ctrl-C comes before or after
+        return [*[node for _, node in self.latest], *self.constants]
 
     def fits(self, optimizer: Any, parameters: list[Parameter]) -> bool:
         """Whether the step is that of an optimizer as it is now."""
