@@ -54,12 +54,10 @@ def builtin(code: Code, name: str) -> Callable[..., Any]:
     new = ctypes.pythonapi.PyCFunction_NewEx
     kind = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.py_object)
     make = kind(ctypes.cast(new, ctypes.c_void_p).value or 0)
-    _kept.append((code, definition))  # a function may outlive whoever made it
+    # A function may outlive whoever made it, and this module where the interpreter ends.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object((code, definition)))
     # Python holds the third, meant for a module, as long as the function, and asks nothing of it.
     return lambda own, held=None: make(ctypes.addressof(definition), own, held)
-
-
-_kept: list[Any] = []
 
 
 def _copy(what: str, first: str, count: int) -> list[str]:
