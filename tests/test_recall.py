@@ -1,6 +1,9 @@
 """Calls that recur are recorded by native code: to the same bits, with the same errors at the same
 lines, and what is not as it was is recorded by Python."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -256,3 +259,38 @@ def test_code_that_runs_in_between(monkeypatch, request):
         assert b.node.value is not None or n < 4
         assert (c.numpy() == np.maximum(X[0], 0) + X[0]).all()
     assert trainer.bits() == expected
+
+
+def test_where_native_code_is_called_from():
+    """The call may have no caller, and the author may call the recorder."""
+    x, places = dp.tensor(X[0]), set()
+    for _ in range(3):
+        places.add(PANEL.record(dynamic._ADD, (x, x)).node.where)
+    assert [place.file for place in places] == [__file__]
+
+
+LATE = """
+import atexit, builtins, numpy as np, diptych as dp
+from diptych.dynamic import PANEL
+class Late:
+    x = dp.tensor(np.ones(3, np.float32))
+    def __init__(self, add):
+        self.add = add
+    def __del__(self):
+        try:
+            self.add(self.x, self.x)
+        except Exception:  # modules are gone
+            pass
+PANEL.learn()
+builtins.late = Late(dp.add)
+atexit.register(dp.add, Late.x, Late.x)
+for _ in range(5):
+    (Late.x + Late.x).numpy()
+"""
+
+
+def test_where_the_interpreter_ends():
+    """Native code is there as long as anything may call it."""
+    run = [sys.executable, "-c", LATE]
+    done = subprocess.run(run, env={**os.environ, "PYTHONMALLOC": "debug"}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

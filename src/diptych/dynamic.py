@@ -187,9 +187,10 @@ class DynamicRecorder(TensorRecorder):
         """From here on, what recurs is recorded in native code."""
         sample = Tensor(Node(INPUT, (), TensorType((), f32)), self)
         method = partial(DynamicRecorder.record, self)
+        line = partial(author_line, 1)  # native code has no frame
         made = native(
             Told(
-                sample, Parameter, Kind, Point, self.piece, self._check_few, LOCAL, author_line,
+                sample, Parameter, Kind, Point, self.piece, self._check_few, LOCAL, line,
                 self.lock, method, self.run, LOOP,
             )
         )  # fmt: skip

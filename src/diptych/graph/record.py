@@ -123,12 +123,13 @@ def origin(where: Where) -> Iterator[None]:
 _places: dict[int, tuple[CodeType, Where | None]] = {}
 
 
-def author_line() -> Where:
-    """The nearest line outside this package; the same object for the same instruction."""
+def author_line(depth: int = 2) -> Where:
+    """The nearest line outside this package; the same object for the same instruction. `depth`: how
+    many calls further up it may be; mostly what calls this is called by another."""
     where: Where | None = LOCAL.line
     if where is not None:
         return where
-    frame: FrameType | None = sys._getframe(2)  # every caller of this is called by another
+    frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         code = frame.f_code
         found = _places.get(id(code) + frame.f_lasti)

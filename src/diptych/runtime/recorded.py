@@ -116,6 +116,9 @@ one:
   br i1 %is.either, label %find, label %drop
 find:
 {read("node", "operand", "%of.handle.node")}
+  %not.made = icmp eq ptr %node, null
+  br i1 %not.made, label %drop, label %is.made
+is.made:
   %input.at = getelementptr ptr, ptr %input.items, i64 %n
   call void @Py_IncRef(ptr %node)
   store ptr %node, ptr %input.at
@@ -127,7 +130,7 @@ new:
   %no.kind = icmp eq ptr %own.kind, %none.object
   br i1 %no.kind, label %drop, label %place
 place:
-  %is.at = phi ptr [ %found, %find ], [ %own.kind, %new ]
+  %is.at = phi ptr [ %found, %is.made ], [ %own.kind, %new ]
   %place.at = getelementptr ptr, ptr %places, i64 %n
   call void @Py_IncRef(ptr %is.at)
   store ptr %is.at, ptr %place.at
