@@ -15,6 +15,7 @@ from diptych import dynamic, nn, optim
 from diptych.dynamic import PANEL
 from diptych.errors import ValueRangeError
 from diptych.ops.contract import linear
+from diptych.runtime import recall
 
 pytestmark = pytest.mark.usefixtures("recorded")
 
@@ -226,7 +227,7 @@ def test_lines_are_those_of_the_call():
 def test_code_is_made_where_calls_recur(monkeypatch, request):
     """Or nothing changes, where objects are laid out in another way."""
     if "by_python" in request.fixturenames:
-        monkeypatch.setattr(dynamic, "native", lambda told: None)
+        monkeypatch.setattr(recall, "native", lambda told: None)
     monkeypatch.setattr(dynamic, "OFTEN", 20)
     monkeypatch.setattr(PANEL, "known", 0)
     monkeypatch.setattr(PANEL, "recall", dynamic._unknown)

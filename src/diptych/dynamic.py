@@ -25,7 +25,6 @@ from diptych.loops import LOOP, Loops
 from diptych.ops.elementwise import Add, stop_gradient
 from diptych.rehearsal import Step, Structures
 from diptych.running import INPUT, Runner
-from diptych.runtime.recall import Told, native
 from diptych.tensor import Parameter, Tensor, TensorRecorder, set_default_panel
 from diptych.trail import (
     ADVANCE,
@@ -185,6 +184,8 @@ class DynamicRecorder(TensorRecorder):
 
     def learn(self) -> None:
         """From here on, what recurs is recorded in native code."""
+        from diptych.runtime.recall import Told, native  # most programs end before
+
         sample = Tensor(Node(INPUT, (), TensorType((), f32)), self)
         method = partial(DynamicRecorder.record, self)
         line = partial(author_line, 1)  # native code has no frame
