@@ -178,7 +178,7 @@ class Fusion:
         steps = [self._step(given, letters.index(c)) for c in op.over if c in letters]
         size = self.typical(given.type.size) * node.type.dtype.bytes
         many = 4 * MANY_ROWS if outer and self.target.fma_per_cycle == 1 else MANY_ROWS
-        far = size > FAR or any(isinstance(s, int) and self._splits(given, s) for s in steps)
+        far = size >= FAR or any(isinstance(s, int) and self._splits(given, s) for s in steps)
         return self._rows(node, side) >= many and far
 
     def _splits(self, node: Node, pitch: int) -> bool:
