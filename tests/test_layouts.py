@@ -63,6 +63,36 @@ def test_no_layout_changes_a_bit(monkeypatch, facts, terms, left, right):
         assert found.tobytes() == expected.tobytes()
 
 
+EPILOGUES = [
+    (lambda p: dp.exp(p).T, "km,kn->nm", (17, 17), (17, 260)),
+    (lambda p: dp.exp(p).T, "mk,kn->nm", (17, 7), (7, 260)),
+    (lambda p: dp.exp(p).T, "km,nk->mn", (2, 129), (70, 2)),
+    (lambda p: dp.exp(p * 0.1).T, "km,kn->mn", (64, 129), (64, 7)),
+    (lambda p: dp.exp(p * 0.1).T, "km,kn->mn", (60, 128), (60, 1000)),
+    (lambda p: p.T * 2.0, "km,kn->nm", (65, 129), (65, 257)),
+]
+
+
+@pytest.mark.parametrize("lanes", [16, 8, 4])
+@pytest.mark.parametrize(("after", "terms", "left", "right"), EPILOGUES)
+def test_a_result_that_lies_the_other_way(monkeypatch, lanes, after, terms, left, right):
+    target = machine(FAST)
+    if lanes > target.lanes:
+        pytest.skip("vectors are shorter here")
+    with dp.Program() as program:
+        sides = [dp.data(name, list(shape)) for name, shape in zip("ab", (left, right))]
+        out = after(dp.contract(*sides, terms))
+    graph = Graph(tuple(f.node for f in program.feeds.values()), (out.node,))
+    rng = np.random.default_rng(1)
+    given = [rng.standard_normal(shape).astype(np.float32) for shape in (left, right)]
+    masks = lanes == target.lanes and target.has_masks
+    shorter = dataclasses.replace(target, lanes=lanes, has_masks=masks)
+    monkeypatch.setattr(engine, "host_target", lambda _: shorter)
+    (found,) = engine.compile(graph, "cpu").run(given)
+    (expected,) = interpret.run(graph, given)
+    assert found.tobytes() == expected.tobytes()
+
+
 def copies(facts, terms, *shapes):
     """The shapes that are written before the product."""
     *before, _ = compile_graph(product(terms, *shapes), {}, {}, machine(facts)).kernels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,22 +105,26 @@ def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
     return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
-def _maker(shape: tuple[int, ...], dtype: Any) -> Callable[[], Array]:
-    """What makes memory for a result, call after call."""
+def _maker(shape: tuple[int, ...], dtype: Any, again: bool) -> Callable[[], Array]:
+    """What makes memory for a result, call after call; `again` where it may be used again."""
     size = math.prod(shape) * dtype.itemsize
     if size <= SMALL:
         return partial(np.empty, shape, dtype)
-    return partial(empty, shape, dtype) if size > MOST_KEPT else _reusing(shape, dtype, size)
+    again = again and size <= MOST_KEPT
+    return _reusing(shape, dtype, size) if again else partial(empty, shape, dtype)
 
 
 def _reusing(shape: tuple[int, ...], dtype: Any, size: int) -> Callable[[], Array]:
     """Aligned memory, also that of an earlier result which nobody has any more: to find where new
     memory lies takes Python longer than a small product. The last two results are looked at, for
     one is often kept until the next is there."""
-    kept: list[tuple[Array, int]] = []
+    kept: deque[tuple[Array, int] | None] = deque([None, None], maxlen=2)
 
     def make() -> Array:
-        known = kept.pop(0) if len(kept) > 1 else None
+        try:
+            known = kept.popleft()
+        except IndexError:  # other threads have both
+            known = None
         if known is None or getrefcount(known[0]) > UNUSED:
             raw = np.empty(size + ALIGN, np.uint8)
             known = raw, -address(raw) % ALIGN
@@ -312,7 +317,8 @@ class Executable:
         ]
         # For every output the input that it is written over, or -1, and what makes its memory.
         self.places = [
-            (self.donated.get(n, -1), _maker(*made)) for n, made in enumerate(self.outputs)
+            (self.donated.get(n, -1), _maker(*made, again=not sizes))
+            for n, made in enumerate(self.outputs)
         ]
         # The same for a faster way to it: where each is among the inputs and what is made.
         self.makers = [make for given, make in self.places if given < 0]

@@ -60,7 +60,7 @@ class ContractionEmitter(KernelEmitter):
         (self.fold,) = self.folds
         self.terms = self.sizes.typical(product(loop.extent for loop in self.fold.attr[1]))
         real = [n for n, d in enumerate(kernel.shape) if d != 1]
-        self.vector = max(real, key=lambda n: (self._score(n), n))
+        self.vector = max(real, key=lambda n: (self._in_panels(n), self._score(n), n))
         self.side = self._vector_side()
         rest = [n for n in real if n != self.vector]
         self.row = max(rest, key=self._row_score, default=-1)
@@ -92,6 +92,14 @@ class ContractionEmitter(KernelEmitter):
         name = self.kernel.indices[axis]
         loads = (e for e in k.walk(under) if e.op == "load")
         return [step_along(e, name, self.affine_memo) for e in loads]
+
+    def _in_panels(self, axis: int) -> bool:
+        """Whether a side lies in panels along an axis: its addresses count on vectors along it."""
+        name = self.kernel.indices[axis]
+        return any(
+            load.attr.panel and step_along(load, name, self.affine_memo) == 1
+            for load in self.fold.args
+        )
 
     def _score(self, axis: int) -> float:
         """How well vectors lie along an axis: inside the fold it counts for every term."""
