@@ -50,7 +50,7 @@ def placed(at_end, values):
 def run(graph, given, at_end, sizes=NO_HINTS):
     """A call whose inputs, outputs and arena are guarded; nothing is looked at afterwards."""
     engine.empty = partial(guarded, at_end)
-    engine._maker = lambda shape, dtype: partial(guarded, at_end, shape, dtype)
+    engine._maker = lambda shape, dtype, again: partial(guarded, at_end, shape, dtype)
     engine.compile(graph, "cpu").at(sizes).run(placed(at_end, given))
 
 
