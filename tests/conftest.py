@@ -9,13 +9,20 @@ os.environ.setdefault("DIPTYCH_CACHE", os.path.join(tempfile.gettempdir(), "dipt
 
 
 @pytest.fixture
-def two_threads():
+def same_threads():
+    """What a test sets as the number of threads is set back."""
     import diptych as dp
 
     before = dp.threads()
-    dp.set_threads(2)
     yield
     dp.set_threads(before)
+
+
+@pytest.fixture
+def two_threads(same_threads):
+    import diptych as dp
+
+    dp.set_threads(2)
 
 
 @pytest.fixture

@@ -22,11 +22,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    before = dp.threads()
-    yield
-    dp.set_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def products(rows, batch, width, columns, dtype="f32", symbolic=False):

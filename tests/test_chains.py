@@ -18,12 +18,7 @@ from diptych.ops.indexing import gather, take
 from diptych.ops.reduce import reduce_sum
 from diptych.ops.shape import broadcast_to, concat, transpose
 
-
-@pytest.fixture(autouse=True)
-def restore_threads():
-    before = dp.threads()
-    yield
-    dp.set_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def compiled(build, shapes, donated=None, strides=None):

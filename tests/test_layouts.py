@@ -30,11 +30,7 @@ PRODUCTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    before = dp.threads()
-    yield
-    dp.set_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def machine(facts):

@@ -250,7 +250,7 @@ def test_code_that_runs_in_between(monkeypatch, request):
         done = subprocess.run(
             [*command, alone], env={**os.environ, "ALONE": "1"}, capture_output=True, text=True
         )
-        assert done.returncode == 0, done.stdout
+        assert "1 passed" in done.stdout, done.stdout
         return
     trainer, expected, runs = Trainer(), trained(), []
     a, compare = dp.tensor(X[0]), type(dynamic._ADD).__hash__

@@ -19,12 +19,7 @@ from diptych.errors import DiptychError
 from diptych.graph.node import Graph
 from diptych.runtime import llvm, threads
 
-
-@pytest.fixture(autouse=True)
-def restore_threads():
-    before = dp.threads()
-    yield
-    dp.set_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def train(count, width=130, batch=33, steps=3):

@@ -64,7 +64,7 @@ def empty_columns(shape: tuple[int, int], dtype: Any) -> Array:
 
 
 def copied(array: Array) -> Array:
-    """A copy with the strides of the original, aligned where it is large."""
+    """A copy that lies as the original, aligned where it is large; axes of size 1 may differ."""
     if array.flags.c_contiguous:
         new = empty(array.shape, array.dtype)
     elif array.flags.f_contiguous:

@@ -96,11 +96,11 @@ class Access:
     def _plain(self, at: str) -> str:
         """A scalar as one name, or a literal."""
         name, more = parts(at)
-        return self._sum(name, more) if name else at
+        return self._sum(name, more) if name and more else name or at
 
     def _sum(self, index: str, more: Dimension) -> str:
         if more == 0:
-            return self._plain(index) if "+" in index else index
+            return self._plain(index)
         if not index.startswith("%"):
             return self.size(int(index) + more)
         name, before = parts(index)
@@ -112,10 +112,10 @@ class Access:
         return self.text.value(f"mul nsw i64 {index}, {self.size(factor)}")
 
     def _total(self, a: str, b: str) -> str:
-        (first, more), (second, most) = parts(a), parts(b)
-        if first and second:
-            return self._moved(self.text.value(f"add nsw i64 {first}, {second}"), more + most)
-        return self._moved(first or second or "0", more + most)
+        (name, more), (other, further) = parts(a), parts(b)
+        if name and other:
+            name = self.text.value(f"add nsw i64 {name}, {other}")
+        return self._moved(name or other or "0", more + further)
 
     def _address(self, buffer: Buffer, at: str) -> str:
         return self._place(buffer, self.pointers[id(buffer)], at)

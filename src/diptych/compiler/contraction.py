@@ -18,7 +18,7 @@ from diptych.compiler.folds import FoldRule
 from diptych.compiler.kernels import Buffer, Kernel, Rows
 from diptych.compiler.scalars import llvm_type
 from diptych.compiler.sizes import SizeTable, Units
-from diptych.compiler.target import Target
+from diptych.compiler.target import LINE, Target
 from diptych.compiler.tiling import SHORT, Piece, choose_tile
 from diptych.dtypes import Dim, Dimension, i64, product
 from diptych.kernel import expr as k
@@ -27,7 +27,6 @@ SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
 FIRST_CACHE, SECOND_CACHE = 1 << 16, 1 << 19  # bytes that are not in the one; that are in the other
 FAR_RESULT = 1 << 18  # bytes of a result that is not in the nearest cache when it is written over
 FAR_ROWS = 1 << 20  # bytes of what rows are picked from, where they come from memory
-LINE = 64  # bytes that come from memory at once
 LITTLE, THRIFT = 1 << 19, 0.03  # multiply-adds of a product whose code costs more than its tiles
 PARALLEL_TERMS = 1 << 16  # multiply-adds below which a kernel stays on one thread
 

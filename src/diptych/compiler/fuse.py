@@ -17,7 +17,7 @@ from diptych.compiler.kernels import (
 from diptych.compiler.materialise import Materialise, kind, only_ones_move
 from diptych.compiler.simplify import is_scalar_constant
 from diptych.compiler.sizes import NO_HINTS, typical
-from diptych.compiler.target import Target
+from diptych.compiler.target import LINE, Target
 from diptych.compiler.tiling import NEAREST, choose_tile
 from diptych.dtypes import Dim, Dimension, Shape, TensorType, i64, product
 from diptych.errors import InternalError
@@ -30,7 +30,6 @@ from diptych.ops.shape import Reshape, Transpose
 
 NARROW = 4  # columns below which a side is turned round although it lies straight
 MANY_ROWS = 64  # rows that read a side again and again
-LINE = 64  # bytes that the first cache gives at once
 APART = 1 << 10  # bytes between terms that are read one by one
 NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
 
@@ -164,7 +163,8 @@ class Fusion:
             choice = self.choices[key] = min(found, key=lambda f: self._cost(node, order, *f))
         side, axis, step = choice
         self.along[id(node)] = op.out.index(sides[side][axis])
-        if step != 1 or self._read_far(node, side, sum(f[2] == 1 for f in found) > 1):
+        outer = sum(f[2] == 1 for f in found) > 1
+        if step != 1 or self._read_far(node, side, outer):
             self._pack_side(node, side, axis)
         self._turn_rows(node, 1 - side, self._extent(node.inputs[side], axis))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from diptych.errors import DeviceError
 
+LINE = 64  # bytes that memory and caches give at once, on every target
+
 
 @dataclass(frozen=True)
 class Target:

@@ -83,13 +83,11 @@ class FunctionText:
         before, index = self.block, f"%{tag}.i"
         names = [f"%{tag}.c{n}" for n in range(len(carried))]
         runs = start.isdigit() and stop.isdigit() and int(start) < int(stop)
-        if not runs:
+        if runs:
+            self.do(f"br label %{tag}.body")
+        else:
             self.do(f"%{tag}.some = icmp slt i64 {start}, {stop}")
-        self.do(
-            f"br label %{tag}.body"
-            if runs
-            else f"br i1 %{tag}.some, label %{tag}.body, label %{tag}.exit"
-        )
+            self.do(f"br i1 %{tag}.some, label %{tag}.body, label %{tag}.exit")
         self.label(f"{tag}.body")
         at = len(self.lines)
         following: list[str] = []

@@ -71,20 +71,23 @@ class Native:
 def native(told: Told) -> Native | None:
     """The functions, or None where objects are not laid out as they read them."""
     code = _code()
-    return None if code is None else Native(code, told)
+    try:
+        return None if code is None else Native(code, told)
+    except LookupError:  # a slot is not where slots are looked for
+        return None
 
 
 def _words(told: Told) -> tuple[Array, list[Any]]:
     """What the functions read, and what has to be there as long."""
     classes: Any = (type(told.sample), type(told.sample.node), type(told.piece))
     handle, node, piece = classes
-    objects: list[Any] = [
+    held: list[Any] = [
         *(None, True, False, tuple, handle, told.parameter, told.kind, told.sample),
         *(told.sample.node.op, told.sample.node.inputs, told.check, told.piece, told.local),
         *("line", told.ask, told.lock.acquire, told.lock.release, told.record, told.run),
     ]
     words = [
-        *map(id, objects),
+        *map(id, held),
         *(threading.get_ident(), told.most),
         *(node.__basicsize__, node.__weakrefoffset__),
         *(handle.__basicsize__, handle.__weakrefoffset__),
@@ -93,7 +96,7 @@ def _words(told: Told) -> tuple[Array, list[Any]]:
         *[slot(node, name) for name in NODE_SLOTS],
         *[slot(piece, name) for name in PIECE_SLOTS],
     ]
-    return np.array(words, np.int64), [*objects, node]
+    return np.array(words, np.int64), [*held, node]
 
 
 @lru_cache(maxsize=1)
