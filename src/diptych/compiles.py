@@ -12,7 +12,7 @@ from typing import Any
 
 from diptych.dtypes import TensorType
 from diptych.errors import RecompileError
-from diptych.graph.node import NOWHERE, Graph, Node, Where
+from diptych.graph.node import NOWHERE, Graph, Node, Operator, Where
 
 KEPT = 1000  # compiles that are remembered
 
@@ -46,7 +46,7 @@ class Form:
     """What is compared of graphs with the same calls."""
 
     types: tuple[TensorType, ...]
-    attributes: tuple[dict[str, Any], ...]
+    operators: tuple[Operator, ...]
     outputs: tuple[int, ...]
     layout: tuple[Any, ...]
     in_place: tuple[Any, ...]
@@ -117,15 +117,16 @@ def _described(
     """The calls and their wiring; and what may differ between graphs of the same calls."""
     number: dict[Node, int] = {n: k for k, n in enumerate(graph.inputs)}
     calls: list[Any] = []
-    attributes: list[Any] = []
+    operators: list[Operator] = []
     for node in graph.nodes:
         if node not in number:
             number[node] = len(number)
             calls.append((node.op.name, *[number[i] for i in node.inputs]))
-            attributes.append(node.op.attributes() if node.inputs else {})
+            if node.inputs:
+                operators.append(node.op)
     form = Form(
         tuple(n.type for n in graph.inputs),
-        tuple(attributes),
+        tuple(operators),
         tuple(number[o] for o in graph.outputs),
         tuple(sorted(strides.items())),
         tuple(sorted(donated.items())),
@@ -151,8 +152,9 @@ def _difference(before: Form, now: Form) -> str:
     for was, is_ in zip(before.types, now.types, strict=True):
         if was != is_:
             return f"the same calls with another type: {is_} instead of {was}"
-    for had, has in zip(before.attributes, now.attributes, strict=True):
-        if repr(had) != repr(has):  # 0.0 is not -0.0
+    for op, new in zip(before.operators, now.operators, strict=True):
+        if op is not new and repr(op.attributes()) != repr(new.attributes()):  # 0.0 is not -0.0
+            had, has = op.attributes(), new.attributes()
             return f"the same calls with other attributes: {has} instead of {had}"
     if before.outputs != now.outputs:
         return "the same calls, but other values are kept"

@@ -42,9 +42,12 @@ class Module:
         self.declare: set[str] = set()
         self.most = 1  # buffers of a call
         known: dict[Hashable, int] = {}
+        seen: dict[int, int] = {}  # the same by id, for a structure is long
         for kernel in kernels:
             form = structure(kernel)
-            number = known.setdefault(form, len(known))
+            number = seen.get(id(form), -1)
+            if number < 0:
+                number = seen[id(form)] = known.setdefault(form, len(known))
             if number == len(self.emitters):
                 given = (kernel, target, self.declare, number, table)
                 self.emitters.append(_emitter(kernel)(*given))
@@ -118,9 +121,11 @@ class Module:
         divided = [_divided(emitter, sizes) for emitter in self.emitters]
         members: list[list[int]] = []  # of chains, behind the plan
         open_places: list[int] = []  # where the plan is to say where these are
+        buffers = {b for group in self.groups for n in group.kernels for b in n.buffers}
+        place = {b: _place(b, sizes, offsets) for b in buffers}
         for group in self.groups:
             numbers = [self.numbers[id(kernel)] for kernel in group.kernels]
-            places = [_place(b, sizes, offsets) for n in group.kernels for b in n.buffers]
+            places = [place[b] for n in group.kernels for b in n.buffers]
             if len(numbers) == 1:
                 (kernel,) = group.kernels
                 check = 0 if kernel.limit is None else bind(kernel.out.first, {}) // 2 + 1

@@ -31,6 +31,7 @@ from diptych.ops.shape import Reshape, Transpose
 NARROW = 4  # columns below which a side is turned round although it lies straight
 MANY_ROWS = 64  # rows that read a side again and again
 APART = 1 << 10  # bytes between terms that are read one by one
+NONE: Mapping[int, Buffer] = {}
 NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
 
 
@@ -40,6 +41,19 @@ class Check(NamedTuple):
     what: str
     size: Dimension
     where: Any
+
+
+Lies = tuple[Dimension | None, ...]  # how far memory moves along each axis of a value
+Steps = tuple[Lies, Lies]  # of the sides of a contraction
+
+
+class Packing(NamedTuple):
+    """How the sides of a contraction are laid out for it: the axis of its result that vectors lie
+    along, and for each side that is copied its number, the axis that is innermost in the copy and,
+    where it is in panels, their columns."""
+
+    along: int
+    copies: tuple[tuple[int, int, int], ...]
 
 
 class Fusion:
@@ -59,8 +73,8 @@ class Fusion:
         self.constants: list[Node] = []
         self.checks: list[Check] = []
         self.plan = Materialise(graph, hints)
-        self.packed: dict[tuple[Node, int], Buffer] = {}
-        self.choices: dict[Any, tuple[int, int, Dimension | None]] = {}  # of `_pack`
+        self.packed: dict[Node, dict[int, Buffer]] = {}  # copies of sides of contractions
+        self.packings: dict[Any, Packing | None] = {}  # by all that they depend on
         self.forms: dict[Any, Form] = {}  # by all that the value of a kernel depends on
         self.written: set[Buffer] = set()
         self.along: dict[int, int] = {}  # the axis of a contraction's result that vectors lie along
@@ -140,45 +154,62 @@ class Fusion:
         return buffer
 
     def _pack(self, node: Node) -> None:
+        """Lay out the sides of a contraction."""
+        left, right = node.inputs
+        steps = self._steps(left), self._steps(right)
+        out = self._ends_in(node)
+        order = None if out is None else out.strides
+        shapes = left.type.shape, right.type.shape
+        key = (id(node.op), shapes, left.type.dtype, steps, order)
+        if key not in self.packings:
+            self.packings[key] = self._packing(node, steps, order)
+        packing = self.packings[key]
+        if packing is None:
+            return
+        self.along[id(node)] = packing.along
+        if packing.copies:
+            self.packed[node] = {
+                side: self._panels(node, side, axis, width)
+                if width
+                else self._copy(node.inputs[side], axis)
+                for side, axis, width in packing.copies
+            }
+
+    def _packing(self, node: Node, steps: Steps, order: Shape | None) -> Packing | None:
         """Where no side of a contraction moves by 1 along an output axis, one is turned round;
         where one does and is large and read many times, its columns are laid out in panels. The
-        other side is turned where its terms lie far apart."""
+        other side is turned where its terms lie far apart. `order` are the strides of an output."""
         op = node.op
         assert isinstance(op, Contract)
         sides = (op.left, op.right)
         found = []
         for side in (1, 0):
-            given = node.inputs[side]
             for axis, letter in enumerate(sides[side]):
                 own = letter in op.out and letter not in sides[1 - side]
-                if own and self._extent(given, axis) > 1:
-                    found.append((side, axis, self._step(given, axis)))
+                if own and self._extent(node.inputs[side], axis) > 1:
+                    found.append((side, axis, steps[side][axis]))
         if not found:
-            return
-        out = self._ends_in(node)
-        order = None if out is None else out.strides
-        key = (op, *[i.type for i in node.inputs], *found, order)
-        choice = self.choices.get(key)
-        if choice is None:
-            choice = self.choices[key] = min(found, key=lambda f: self._cost(node, order, *f))
-        side, axis, step = choice
-        self.along[id(node)] = op.out.index(sides[side][axis])
+            return None
+        side, axis, step = min(found, key=lambda f: self._cost(node, order, *f))
+        copies = []
         outer = sum(f[2] == 1 for f in found) > 1
-        if step != 1 or self._read_far(node, side, outer):
-            self._pack_side(node, side, axis)
-        self._turn_rows(node, 1 - side, self._extent(node.inputs[side], axis))
+        if step != 1 or self._read_far(node, side, steps[side], outer):
+            copies.append((side, axis, self._width(node, side, axis)))
+        columns = self._extent(node.inputs[side], axis)
+        copies += self._turned_rows(node, 1 - side, steps[1 - side], columns)
+        return Packing(op.out.index(sides[side][axis]), tuple(copies))
 
-    def _read_far(self, node: Node, side: int, outer: bool) -> bool:
+    def _read_far(self, node: Node, side: int, lies: Lies, outer: bool) -> bool:
         """Whether panels of a side that lies straight pay: it is read again and again, and does not
         stay in the caches, or its vectors lie across lines. In an outer product (rows of both sides
         are the terms) its vectors wait behind the multiply-adds of a slow machine for longer."""
         given, op = node.inputs[side], node.op
         assert isinstance(op, Contract)
         letters = (op.left, op.right)[side]
-        steps = [self._step(given, letters.index(c)) for c in op.over if c in letters]
+        pitches = [step for step, letter in zip(lies, letters, strict=True) if letter in op.over]
         size = self.typical(given.type.size) * node.type.dtype.bytes
         many = 4 * MANY_ROWS if outer and self.target.fma_per_cycle == 1 else MANY_ROWS
-        far = size >= FAR or any(isinstance(s, int) and self._splits(given, s) for s in steps)
+        far = size >= FAR or any(isinstance(s, int) and self._splits(given, s) for s in pitches)
         return self._rows(node, side) >= many and far
 
     def _splits(self, node: Node, pitch: int) -> bool:
@@ -187,19 +218,21 @@ class Fusion:
         fast = self.target.fma_per_cycle > self.target.loads_per_cycle
         return fast and pitch * node.type.dtype.bytes % LINE != 0
 
-    def _turn_rows(self, node: Node, side: int, columns: int) -> None:
-        """Lay the terms of the side that is read one by one side by side, where each lies on a
-        page of its own and tiles go over them again and again."""
+    def _turned_rows(
+        self, node: Node, side: int, lies: Lies, columns: int
+    ) -> list[tuple[int, int, int]]:
+        """A copy with the terms of the side that is read one by one side by side, where each lies
+        on a page of its own and tiles go over them again and again."""
         given, op = node.inputs[side], node.op
         assert isinstance(op, Contract)
         letters = (op.left, op.right)[side]
         if len(op.over) != 1 or op.over[0] not in letters:
-            return
+            return []
         axis = letters.index(op.over[0])
-        step = self._step(given, axis)
+        step = lies[axis]
         apart = isinstance(step, int) and step * given.type.dtype.bytes >= APART
-        if apart and min(columns, self._extent(given, axis)) >= MANY_ROWS:
-            self.packed[node, side] = self._copy(given, axis)
+        often = min(columns, self._extent(given, axis)) >= MANY_ROWS
+        return [(side, axis, 0)] if apart and often else []
 
     def _extent(self, node: Node, axis: int) -> int:
         return self.typical(node.type.shape[axis])
@@ -249,8 +282,9 @@ class Fusion:
             stack.extend(n for n in inner.inputs if n not in self.plan.chosen)
         return row_major(node.type.shape)
 
-    def _pack_side(self, node: Node, side: int, axis: int) -> None:
-        """Copy a side with `axis` innermost, in panels of a tile's columns where it is wide."""
+    def _width(self, node: Node, side: int, axis: int) -> int:
+        """The columns of the panels of a side whose copy has `axis` innermost: a tile's, where it
+        is wide; 0 where the copy is in one piece."""
         given = node.inputs[side]
         columns, rows = self._extent(given, axis), self._rows(node, side)
         sizes = node.op.sizes(*[i.type for i in node.inputs])  # type: ignore[attr-defined]
@@ -261,10 +295,8 @@ class Fusion:
         width = tile.columns * self.target.lanes
         near = columns <= width or depth * columns * given.type.dtype.bytes <= NEAR
         splits = rows >= MANY_ROWS and self._splits(given, columns)
-        if (near and not splits) or isinstance(given.type.shape[axis], Dim):
-            self.packed[node, side] = self._copy(given, axis)
-        else:
-            self.packed[node, side] = self._panels(node, side, axis, width)
+        whole = (near and not splits) or isinstance(given.type.shape[axis], Dim)
+        return 0 if whole else width
 
     def _panels(self, node: Node, side: int, axis: int, width: int) -> Buffer:
         """Panels of `width` columns, each with all its terms: a tile reads one from end to end."""
@@ -300,26 +332,25 @@ class Fusion:
             base=memory, panel=width, panel_step=depth - 1,
         )  # fmt: skip
 
-    def _step(self, node: Node, axis: int) -> Dimension | None:
-        """How far memory moves along an axis of a value, seen through views."""
-        while id(node) not in self.buffers:
-            if isinstance(node.op, Transpose):
-                axis = node.op.order[axis]
-            elif isinstance(node.op, Gather):
-                positions = node.inputs[1].type.rank
-                if axis < positions:
-                    return None
-                axis += 1 - positions
-            elif isinstance(node.op, Reshape):
-                before = [n for n, d in enumerate(node.type.shape) if d != 1]
-                after = [n for n, d in enumerate(node.inputs[0].type.shape) if d != 1]
-                if axis not in before:
-                    return 0
-                axis = after[before.index(axis)]
-            else:
-                return None
-            node = node.inputs[0]
-        return self.buffers[id(node)].strides[axis]
+    def _steps(self, node: Node) -> Lies:
+        """How far memory moves along each axis of a value, seen through views; None where that is
+        not known before it runs."""
+        buffer = self.buffers.get(id(node))
+        if buffer is not None:
+            return buffer.strides
+        op, shape = node.op, node.type.shape
+        if isinstance(op, Transpose):
+            inner = self._steps(node.inputs[0])
+            return tuple([inner[axis] for axis in op.order])
+        if isinstance(op, Gather):
+            positions = node.inputs[1].type.rank
+            return (*[None] * positions, *self._steps(node.inputs[0])[1:])
+        if isinstance(op, Reshape):
+            given = node.inputs[0]
+            moving = [s for s, d in zip(self._steps(given), given.type.shape, strict=True) if d != 1]
+            steps = iter(moving)
+            return tuple([0 if d == 1 else next(steps) for d in shape])
+        return (None,) * len(shape)
 
     def _indices(self, rank: int) -> list[Expr]:
         return [k.index(n) for n in index_names(rank)]
@@ -393,31 +424,35 @@ class Fusion:
         """All that the value of a node depends on, and what has memory under it; `computed` are
         nodes that are computed although they have memory."""
         parts: list[Any] = []
-        number: dict[Any, int] = {}
+        number: dict[Node | Buffer, int] = {}
         leaves: list[Buffer] = []
-
-        def leaf(buffer: Buffer) -> int:
-            if buffer not in number:
-                leaves.append(buffer)
-                number[buffer] = len(parts)
-                parts.append((buffer.type, buffer.strides, buffer.panel, buffer.panel_step))
-            return number[buffer]
+        memory = self._memory
 
         def visit(node: Node) -> int:
-            if node in number:
-                return number[node]
-            buffer = None if node in computed else self._memory(node)
-            if buffer is not None:
-                return leaf(buffer)
-            sides = [
-                leaf(self.packed[node, side]) if (node, side) in self.packed else visit(n)
-                for side, n in enumerate(node.inputs)
-            ]
+            """Of a node that is computed."""
+            packed, sides = self.packed.get(node, NONE), []
+            for side, given in enumerate(node.inputs):
+                buffer = packed.get(side) or (None if given in computed else memory(given))
+                known = number.get(buffer or given)
+                if known is None:
+                    known = visit(given) if buffer is None else read(buffer)
+                sides.append(known)
             number[node] = len(parts)
-            parts.append((node.op, node.type, *sides))
+            parts.append((id(node.op), *sides) if sides else (id(node.op), node.type))
             return number[node]
 
-        visit(root)
+        def read(buffer: Buffer) -> int:
+            leaves.append(buffer)
+            number[buffer] = len(parts)
+            type, panel = buffer.type, (buffer.panel, buffer.panel_step)
+            parts.append((type.shape, type.dtype, buffer.strides, panel))
+            return number[buffer]
+
+        own = None if root in computed else memory(root)
+        if own is None:
+            visit(root)
+        else:
+            read(own)
         return parts, leaves
 
     def _memory(self, node: Node) -> Buffer | None:
@@ -449,13 +484,11 @@ class Fusion:
         return at
 
     def _lowered(self, node: Node, memo: dict[Any, Expr], indices: Any) -> Expr:
-        sources = []
-        for side, given in enumerate(node.inputs):
-            packed = self.packed.get((node, side))
-            if packed is not None:
-                sources.append(self._buffer_source(packed))
-            else:
-                sources.append(self._source(given, memo))
+        packed = self.packed.get(node, NONE)
+        sources = [
+            self._buffer_source(packed[side]) if side in packed else self._source(given, memo)
+            for side, given in enumerate(node.inputs)
+        ]
         if isinstance(node.op, Reshape) and only_ones_move(node):
             return self._moved_ones(node, sources[0], indices)
         return node.op.lower(node.type, *sources)(*indices)

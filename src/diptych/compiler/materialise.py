@@ -39,14 +39,16 @@ class Kind:
         self.checks = op.positions is not Operator.positions
 
 
-_KINDS: dict[type[Operator], Kind] = {}
+class _Kinds(dict[type[Operator], Kind]):
+    def __missing__(self, op: type[Operator]) -> Kind:
+        return self.setdefault(op, Kind(op))
+
+
+KINDS = _Kinds()
 
 
 def kind(node: Node) -> Kind:
-    found = _KINDS.get(type(node.op))
-    if found is None:
-        found = _KINDS[type(node.op)] = Kind(type(node.op))
-    return found
+    return KINDS[type(node.op)]
 
 
 def only_ones_move(node: Node) -> bool:
@@ -70,15 +72,16 @@ class Materialise:
         self.feeds_few: set[Node] = set()  # a fold with too few results for a vector
         self.hints = hints
         for node in reversed(self.nodes):
-            if node.inputs or not kind(node).leaf:
-                self._decide(node, kind(node))
+            own = KINDS[type(node.op)]
+            if not own.leaf:
+                self._decide(node, own)
         self._limit_depth()
 
     def _decide(self, node: Node, own: Kind) -> None:
         users, chosen = self.users[node], self.chosen
         repeated = feeds = few = False
         for user in users:
-            its, inlined = kind(user), user not in chosen
+            its, inlined = KINDS[type(user.op)], user not in chosen
             spreads = its.spreads or (not its.reduction and user.type.size != node.type.size)
             repeated |= spreads or (inlined and user in self.repeated)
             feeds |= its.fold or (inlined and user in self.feeds_fold)
@@ -162,10 +165,7 @@ class Materialise:
     def _limit_depth(self) -> None:
         depth: dict[Node, int] = {}
         for node in self.nodes:
-            if kind(node).leaf:
-                depth[node] = 0
-                continue
-            own = 1 + max([depth[i] for i in node.inputs], default=0)
+            own = 1 + max([depth[i] for i in node.inputs], default=-1)
             if own > DEPTH:
                 self.chosen.add(node)
             depth[node] = 0 if node in self.chosen else own

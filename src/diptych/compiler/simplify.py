@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from diptych.graph.node import Constant, Graph, Node, Where
+from diptych.graph.node import Constant, Graph, Node, Operator, Where
 from diptych.ops.base import Composite
 
 NOTHING = ("identity", "stop_gradient")  # operators that give what they are given
 
 
-class _Rewriter:
-    """New nodes, each value computed once."""
+class Same:
+    """Of equal primitives one object: from then on they are compared by identity, where large
+    graphs would compute their hashes again and again."""
 
     def __init__(self) -> None:
-        self.known: dict[object, Node] = {}
+        self.first: dict[tuple[type, Operator], Operator] = {}
+        self.seen: dict[int, tuple[Operator, Operator]] = {}  # by id: what was given (so that it
+        # lives on), and what it is equal to
+
+    def __call__(self, op: Operator) -> Operator:
+        found = self.seen.get(id(op))
+        if found is None:
+            found = self.seen[id(op)] = op, self.first.setdefault((type(op), op), op)
+        return found[1]
+
+
+class _Rewriter:
+    """New nodes, each value computed once; equal operators are one object."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[Any, ...], Node] = {}
+        self.same = Same()
 
     def one(self, node: Node, inputs: Sequence[Node], where: Where) -> Node:
         """What computes a node from new inputs; all of it carries one line."""
@@ -28,7 +46,8 @@ class _Rewriter:
             return new[body.outputs[0]]
         if op.name in NOTHING:
             return inputs[0]
-        key = (type(op), op, node.type, *map(id, inputs))
+        op = self.same(op)
+        key = (id(op), *map(id, inputs)) if inputs else (id(op), node.type)
         found = self.known.get(key)
         if found is None:
             found = self.known[key] = Node(op, tuple(inputs), node.type, where, label=node.label)

@@ -7,6 +7,7 @@ fetch it from memory for every tile: a weight gradient over a batch of 16384 is 
 
 from __future__ import annotations
 
+from diptych.compiler.simplify import Same
 from diptych.graph.node import Graph, Node
 from diptych.ops.contract import Contract
 from diptych.ops.reduce import BLOCK, Sum
@@ -21,10 +22,11 @@ def split_long(graph: Graph) -> Graph:
     if not any(isinstance(node.op, Contract) and _is_long(node) for node in graph.nodes):
         return graph
     new: dict[int, Node] = {}
+    same = Same()
     for node in graph.nodes:
         inputs = tuple(new[id(i)] for i in node.inputs)
         if isinstance(node.op, Contract) and _is_long(node):
-            new[id(node)] = _in_blocks(node, inputs)
+            new[id(node)] = _in_blocks(node, inputs, same)
         elif all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
             new[id(node)] = node
         else:
@@ -44,7 +46,7 @@ def _is_long(node: Node) -> bool:
     return blocks >= LONG and 0 < blocks * size * node.type.dtype.bytes <= MOST
 
 
-def _in_blocks(node: Node, inputs: tuple[Node, ...]) -> Node:
+def _in_blocks(node: Node, inputs: tuple[Node, ...], same: Same) -> Node:
     op = node.op
     assert isinstance(op, Contract)
     block = next(c for c in "QRSTUVWXYZ" if c not in op.left + op.right)
@@ -53,13 +55,14 @@ def _in_blocks(node: Node, inputs: tuple[Node, ...]) -> Node:
         at = letters.index(op.over)
         shape = given.type.shape
         shape = (*shape[:at], shape[at] // BLOCK, BLOCK, *shape[at + 1 :])
-        parts.append(Node(Reshape(shape), (given,), given.type.with_shape(shape), node.where))
+        type = given.type.with_shape(shape)
+        parts.append(Node(same(Reshape(shape)), (given,), type, node.where))
         specs.append(letters.replace(op.over, block + op.over))
     blocks = parts[0].type.shape[specs[0].index(block)]
     products = Node(
-        Contract(specs[0], specs[1], block + op.out, op.over),
+        same(Contract(specs[0], specs[1], block + op.out, op.over)),
         tuple(parts),
         node.type.with_shape((blocks, *node.type.shape)),
         node.where,
     )
-    return Node(Sum((0,)), (products,), node.type, node.where, label=node.label)
+    return Node(same(Sum((0,))), (products,), node.type, node.where, label=node.label)
