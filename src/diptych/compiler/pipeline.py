@@ -86,7 +86,7 @@ def compile_graph(
                 check_slot,
                 2 * kernel.out.slot,
             )
-    names = {s for node in simple.nodes for s in symbols(node.type.shape)}
+    names = {s for shape in {node.type.shape for node in simple.nodes} for s in symbols(shape)}
     table = SizeTable(tuple(sorted(names)), hints)
     module = Module(kernels, target, check_slot + 1, table)
     temporaries, arena = plan_memory([g.kernels for g in module.groups], bool(names))
