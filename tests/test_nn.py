@@ -134,11 +134,21 @@ def test_initialisers_have_their_distributions():
         nn.Linear(0, 3)
 
 
-def test_normal_weights_are_the_numbers_of_dp_normal():
+@pytest.mark.parametrize("many", (1, init.MANY), ids=("compiled", "reference"))
+@pytest.mark.parametrize("shape", ((5, 7), (), (3, 0), (2, 3, 129)), ids=str)
+def test_normal_weights_are_the_numbers_of_dp_normal(shape, many, monkeypatch):
+    monkeypatch.setattr(init, "MANY", many)
     dp.manual_seed(3)
-    weights = init.normal((5, 7))
+    weights = init.normal(shape)
     dp.manual_seed(3)
-    assert weights.tobytes() == dp.normal((5, 7)).numpy().tobytes()
+    assert weights.shape == shape
+    assert weights.tobytes() == dp.normal(shape).numpy().tobytes()
+
+
+def test_large_normal_weights_are_drawn_by_compiled_code():
+    before = len(dp.why())
+    assert init.normal((2 * init.MANY,)).std() > 0.9
+    assert len(dp.why()) == before + 1
 
 
 def test_permutations():
