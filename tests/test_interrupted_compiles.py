@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import weakref
 
 import pytest
 
 from diptych.runtime import background, llvm
+from diptych.runtime.code import Code
 
 MODULE = "define i64 @one(ptr %table, ptr %arena) { ret i64 1 }"
 
@@ -46,13 +48,64 @@ print("went on")
 
 
 def run(script):
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_an_interrupt_while_llvm_is_at_work():
     assert run(TRANSLATING) == "went on\n"
+
+
+# The same where the last that holds code lets it go.
+DROPPING = f"""
+import sys
+from diptych.runtime.code import Code
+from diptych.runtime.llvm import host_target
+text, target = {MODULE!r}, host_target("native")
+
+def interrupted(place):
+    held = [Code(text, target, ["one"])]
+    left = place
+    def look(frame, event, arg):
+        nonlocal left
+        if event in ("call", "c_return"):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+    sys.setprofile(look)
+    try:
+        held.clear()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return left <= 0
+
+sys.unraisablehook = lambda told: None
+place = 1
+while interrupted(place):
+    place += 1
+assert place > 1, place
+print(Code(text, target, ["one"]).functions["one"](0, 0))
+"""
+
+
+def test_an_interrupt_while_code_is_dropped():
+    assert run(DROPPING) == "1\n"
+
+
+def test_dropped_code_is_ended_with_the_next_load():
+    target = llvm.host_target("native")
+    first = Code(MODULE, target, ["one"])
+    loaded = weakref.ref(first._library.loaded)
+    del first
+    assert loaded() is not None
+    assert Code(MODULE, target, ["one"]).functions["one"](0, 0) == 1
+    assert loaded() is None
 
 
 FAILING = f"""

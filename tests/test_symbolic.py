@@ -73,7 +73,7 @@ def check(case, size, values, special=()):
     found = {}
     for value in values:
         arrays = [*drawn(case, size, value), *live]
-        strides = [engine.element_strides(a) for a in arrays]
+        strides = [arrays.element_strides(a) for a in arrays]
         try:
             found[value] = family.find("cpu", strides, {}, {"S": value}).run(arrays)
         except ShapeError as problem:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from sys import getrefcount
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,7 +23,7 @@ from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
 from diptych.lazy import lazy
-from diptych.runtime import call, steady
+from diptych.runtime import arrays, call, steady
 from diptych.runtime.call import address
 from diptych.runtime.checks import Checks
 from diptych.runtime.code import Code, Source, assembly, host_target
@@ -34,104 +31,9 @@ from diptych.runtime.llvm import USUAL
 from diptych.runtime.threads import Pool, pool_address, prepare_pool, running_pool, threads
 
 Array = np.ndarray[Any, Any]
-ALIGN = 64
 SMALL_BATCH = 16  # a first size below this says little about the others
 KEPT = 16  # sizes of a symbolic executable that keep their memory between calls
 MOST_SIZES = 1024  # that are remembered, at 2 KB each
-SMALL = 1 << 12  # bytes below which alignment is not worth its price
-MOST_KEPT = 1 << 20  # bytes of a result whose memory may be used again
-UNUSED = 2  # references to memory that only `_reusing` knows: its own and the question's
-
-
-def empty(shape: Sequence[int], dtype: Any) -> Array:
-    """Memory for a tensor in row-major order, aligned where it is large."""
-    dtype = np.dtype(dtype)
-    size = math.prod(shape)
-    if size * dtype.itemsize <= SMALL:
-        return np.empty(shape, dtype)
-    return _aligned(size, dtype).reshape(shape)
-
-
-def empty_columns(shape: tuple[int, int], dtype: Any) -> Array:
-    """Memory for a matrix with its first axis innermost. Each column starts on a cache line, where
-    that costs little: loads meet fewer lines, and threads that divide a matrix share none."""
-    dtype = np.dtype(dtype)
-    line = ALIGN // dtype.itemsize
-    pitch = -(-shape[0] // line) * line
-    if (pitch - shape[0]) * 8 > shape[0]:
-        pitch = shape[0]
-    return _aligned(shape[1] * pitch, dtype).reshape(shape[1], pitch)[:, : shape[0]].T
-
-
-def copied(array: Array) -> Array:
-    """A copy that lies as the original, aligned where it is large; axes of size 1 may differ."""
-    if array.flags.c_contiguous:
-        new = empty(array.shape, array.dtype)
-    elif array.flags.f_contiguous:
-        new = empty(array.shape[::-1], array.dtype).T
-    elif array.ndim == 2:
-        new = empty_columns(array.shape, array.dtype)
-    else:
-        return array.copy(order="K")
-    new[...] = array
-    return new
-
-
-def turned(array: Array, innermost: int) -> Array:
-    """The matrix with this axis innermost in memory: itself, or a copy."""
-    if array.strides[innermost] == array.itemsize or 1 in array.shape:
-        return array
-    turn = innermost == 0
-    new = empty_columns(array.shape if turn else array.shape[::-1], array.dtype)
-    new = new if turn else new.T
-    new[...] = array
-    return new
-
-
-def relaid(array: Array, old: Array | None) -> Array:
-    """The array with the strides of the value that it replaces, for which code is there."""
-    if old is None or array.strides == old.strides or array.ndim != 2:
-        return array
-    new = empty_columns(array.shape, array.dtype)
-    if new.strides != old.strides:
-        return array
-    new[...] = array
-    return new
-
-
-def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    raw = np.empty(max(size, 1) * dtype.itemsize + ALIGN, np.uint8)
-    start = -address(raw) % ALIGN
-    return raw[start : start + size * dtype.itemsize].view(dtype)
-
-
-def _maker(shape: tuple[int, ...], dtype: Any, again: bool) -> Callable[[], Array]:
-    """What makes memory for a result, call after call; `again` where it may be used again."""
-    size = math.prod(shape) * dtype.itemsize
-    if size <= SMALL:
-        return partial(np.empty, shape, dtype)
-    again = again and size <= MOST_KEPT
-    return _reusing(shape, dtype, size) if again else partial(empty, shape, dtype)
-
-
-def _reusing(shape: tuple[int, ...], dtype: Any, size: int) -> Callable[[], Array]:
-    """Aligned memory, also that of an earlier result which nobody has any more: to find where new
-    memory lies takes Python longer than a small product. The last two results are looked at, for
-    one is often kept until the next is there."""
-    kept: deque[tuple[Array, int] | None] = deque([None, None], maxlen=2)
-
-    def make() -> Array:
-        try:
-            known = kept.popleft()
-        except IndexError:  # other threads have both
-            known = None
-        if known is None or getrefcount(known[0]) > UNUSED:
-            raw = np.empty(size + ALIGN, np.uint8)
-            known = raw, -address(raw) % ALIGN
-        kept.append(known)
-        return np.ndarray(shape, dtype, *known)
-
-    return make
 
 
 def _picker(places: list[int]) -> Callable[[list[Array]], Sequence[Array]]:
@@ -139,10 +41,6 @@ def _picker(places: list[int]) -> Callable[[list[Array]], Sequence[Array]]:
     if len(places) > 1:  # of one place it would give no tuple
         return itemgetter(*places)
     return lambda arrays: [arrays[n] for n in places]
-
-
-def element_strides(array: Array) -> tuple[int, ...]:
-    return tuple(s // array.itemsize for s in array.strides)
 
 
 @dataclass
@@ -169,7 +67,7 @@ class Frame:
         self.code = executable.code  # which the words call, whatever the executable has by then
         self.words = np.zeros(call.TABLE + pool + 2 + 2 * len(compiled.checks), np.int64)
         self.first_check = call.TABLE + pool + 2
-        self.arena = empty((max(executable.arena_bytes, SMALL + 1),), np.uint8)
+        self.arena = arrays.empty((max(executable.arena_bytes, arrays.SMALL + 1),), np.uint8)
         self.address = address(self.words)
         arena = address(self.arena)
         self.words[: call.TABLE] = [self.code.address(ENTRY), ins, outs, arena, pool]
@@ -317,7 +215,7 @@ class Executable:
         ]
         # For every output the input that it is written over, or -1, and what makes its memory.
         self.places = [
-            (self.donated.get(n, -1), _maker(*made, again=not sizes))
+            (self.donated.get(n, -1), arrays.maker(*made, again=not sizes))
             for n, made in enumerate(self.outputs)
         ]
         # The same for a faster way to it: where each is among the inputs and what is made.
@@ -409,7 +307,7 @@ class Executable:
         pointers = [address(a) for a in (*inputs, *results, *self.constants, status)]
         last = [pool_address(), address(self.words), *map(address, more)]
         table = np.array([*pointers, *last], np.int64)
-        arena = empty((max(self.arena_bytes, SMALL + 1),), np.uint8)
+        arena = arrays.empty((max(self.arena_bytes, arrays.SMALL + 1),), np.uint8)
         STATISTICS.calls += 1
         failed = entry(address(table), address(arena))
         if failed:
@@ -456,7 +354,7 @@ class LoopExecutable(Executable):
     def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:
         """Each output that is not donated, stacked over the steps; donated inputs change."""
         stacked = [
-            empty((steps, *shape), dtype)
+            arrays.empty((steps, *shape), dtype)
             for n, (shape, dtype) in enumerate(self.outputs)
             if n not in self.donated
         ]

@@ -16,10 +16,10 @@ from weakref import ref
 import numpy as np
 
 from diptych import engine, interpret, tiers
-from diptych.engine import element_strides
 from diptych.errors import RecompileError, ValueRangeError
 from diptych.families import Families
 from diptych.graph.node import Graph, Input, Node, Where, input_node, walk
+from diptych.runtime.arrays import element_strides, relaid
 from diptych.trail import DEAD, Bundle, Made, Piece, Plan, Point, Trail, alive
 
 Array = np.ndarray[Any, Any]
@@ -338,7 +338,7 @@ def _order(outputs: list[Node]) -> list[Node]:
 def _keep_order(results: list[Any], inputs: list[Any], donors: list[tuple[int, int]]) -> None:
     """New values of parameters lie in memory as the old ones do."""
     for output, place in donors:
-        results[output] = engine.relaid(results[output], inputs[place])
+        results[output] = relaid(results[output], inputs[place])
 
 
 def _donors(outputs: list[Node], leaves: list[Node], replaced: Replaced) -> list[tuple[int, int]]:

@@ -13,12 +13,12 @@ import numpy as np
 from diptych.autodiff import gradients, history_of, release
 from diptych.dtypes import DType, TensorType, as_dtype, product
 from diptych.elsewhere import OfTensor
-from diptych.engine import empty, empty_columns
 from diptych.errors import DtypeError, GraphError, ShapeError
 from diptych.graph.node import Node, Operand, Operator, constant_node, input_node
 from diptych.graph.record import Recorder, author_line, current, origin
 from diptych.ops import contract, elementwise, functions, indexing, reduce, shape
 from diptych.ops.base import host_array, need_float, plain_array
+from diptych.runtime.arrays import empty, empty_columns
 from diptych.size import Looked
 
 Array = np.ndarray[Any, Any]

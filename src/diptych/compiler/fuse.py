@@ -347,8 +347,8 @@ class Fusion:
             return (*[None] * positions, *self._steps(node.inputs[0])[1:])
         if isinstance(op, Reshape):
             given = node.inputs[0]
-            moving = [s for s, d in zip(self._steps(given), given.type.shape, strict=True) if d != 1]
-            steps = iter(moving)
+            all_steps = zip(self._steps(given), given.type.shape, strict=True)
+            steps = iter([step for step, d in all_steps if d != 1])
             return tuple([0 if d == 1 else next(steps) for d in shape])
         return (None,) * len(shape)
 

@@ -132,7 +132,7 @@ class Code:
             text = source
             source = Source(lambda: [text], target)
         made, self.compiled = source.objects(threads, between)
-        self._library = apart(partial(_linked, made, (*entries, *counted)))
+        self._library = apart(partial(Library, made, (*entries, *counted)))
         two = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         three = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
         self.functions: dict[str, Callable[..., int]] = {
@@ -142,22 +142,36 @@ class Code:
 
     def address(self, name: str) -> int:
         """Where a function is in memory."""
-        return int(self._library[name])
+        return self._library[name]
 
 
-def _linked(made: Sequence[bytes], names: Sequence[str]) -> Any:
-    """Object code as a library of functions."""
-    global _serial
-    with _lock, INSIDE:
-        _serial += 1
-        builder = binding().JITLibraryBuilder()
-        for data in made:
-            builder = builder.add_object_img(data)
-        for name in names:
-            builder = builder.export_symbol(name)
-        library = builder.add_current_process().link(_jit(), f"diptych{_serial}")
-        del builder  # what LLVM made ends inside
-    return library
+_ended: list[Any] = []  # what LLVM keeps of libraries that nobody has any more
+
+
+class Library:
+    """Object code as functions in memory. Python may drop one anywhere, where Ctrl-C would leave
+    llvmlite's lock taken, and so would a fork: LLVM forgets it when the next is made."""
+
+    def __init__(self, made: Sequence[bytes], names: Sequence[str]) -> None:
+        global _serial
+        with _lock, INSIDE:
+            _ended.clear()
+            _serial += 1
+            builder = binding().JITLibraryBuilder()
+            for data in made:
+                builder = builder.add_object_img(data)
+            for name in names:
+                builder = builder.export_symbol(name)
+            self.loaded = builder.add_current_process().link(_jit(), f"diptych{_serial}")
+            del builder  # what LLVM made ends inside
+
+    def __getitem__(self, name: str) -> int:
+        """Where a function is."""
+        return int(self.loaded[name])
+
+    def __del__(self, ended: list[Any] = _ended) -> None:
+        if hasattr(self, "loaded"):
+            ended.append(self.loaded)
 
 
 @lru_cache(maxsize=1)

@@ -14,9 +14,9 @@ import numpy as np
 
 from diptych import engine, tiers
 from diptych.dtypes import Dim, as_dtype
-from diptych.engine import element_strides
 from diptych.errors import FeedError
 from diptych.graph.node import Graph, Node, Where, input_node, walk
+from diptych.runtime.arrays import element_strides, relaid, turned
 from diptych.runtime.checks import Checks
 from diptych.runtime.threads import pool_address
 from diptych.tensor import Parameter, Tensor, default_panel
@@ -364,7 +364,7 @@ class Plan:
                 continue
             node = self.state[slot - first].node
             assert node.value is not None
-            new = engine.turned(node.value, axis)
+            new = turned(node.value, axis)
             if new is not node.value:
                 node.value, some = new, True
                 default_panel().changed(node)  # whoever has read it has read another layout
@@ -398,7 +398,7 @@ class Plan:
             old = parameter.node.value
             if old is not value:
                 fresh = input_node(parameter.type, parameter.name)
-                fresh.value = engine.relaid(value, old)
+                fresh.value = relaid(value, old)
                 parameter.bind(fresh, parameter.node.needs_grad)
 
     def _feed_values(self, feed: Mapping[str, Any]) -> tuple[list[Array], dict[str, int]]:

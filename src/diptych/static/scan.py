@@ -9,7 +9,6 @@ import numpy as np
 
 from diptych import engine
 from diptych.dtypes import Dim, Dimension, TensorType, as_dtype, i64
-from diptych.engine import element_strides
 from diptych.errors import DiptychError, InternalError, ShapeError
 from diptych.generator import default_generator
 from diptych.graph.node import Graph, Node, input_node
@@ -17,6 +16,7 @@ from diptych.graph.record import GRAPH, recording
 from diptych.graph.rewrite import rebuilt, specialise
 from diptych.ops.elementwise import add, cast, divide
 from diptych.ops.indexing import arange, gather
+from diptych.runtime.arrays import copied, element_strides
 from diptych.static.capture import Captured, Compiled
 from diptych.tensor import default_panel
 
@@ -170,7 +170,7 @@ class Scanned:
         donated, results = {}, len(self.capture.results)
         for n, (parameter, _, _) in enumerate(self.updates):
             at = place[id(parameter)]
-            values[at] = engine.copied(values[at])
+            values[at] = copied(values[at])
             donated[results + n] = at
         random = []
         for n, (node, read) in enumerate(self.live):
