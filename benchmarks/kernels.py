@@ -17,7 +17,7 @@ from diptych.compiler import ENTRY
 from diptych.compiler.driver import Module
 from diptych.compiler.memory import place
 from diptych.data import ArrayDataset, DataLoader
-from diptych.runtime import arrays
+from diptych.runtime import memory
 from diptych.runtime.call import address
 from diptych.runtime.code import Code, host_target
 from diptych.runtime.threads import pool_address
@@ -67,14 +67,14 @@ def recorded(options):
 def profile(executable, inputs):
     """(seconds a call, kernel) for every kernel of an executable."""
     compiled = executable.compiled
-    results = [arrays.empty(shape, dtype) for shape, dtype in executable.outputs]
+    results = [memory.empty(shape, dtype) for shape, dtype in executable.outputs]
     for n, given in executable.donated.items():
         results[n] = inputs[given]
     status = np.zeros(2 * len(compiled.checks) + 1, np.int64)
     places = [*inputs, *results, *executable.constants, status]
     last = [pool_address(), address(executable.words)]
     table = np.array([*map(address, places), *last], np.int64)
-    arena = arrays.empty((max(executable.arena_bytes, 1),), np.uint8)
+    arena = memory.empty((max(executable.arena_bytes, 1),), np.uint8)
     addresses = address(table), address(arena)
     executable.code.functions[ENTRY](*addresses)
     target = host_target(config.cpu())

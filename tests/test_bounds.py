@@ -20,7 +20,7 @@ from diptych.compiler.sizes import NO_HINTS
 from diptych.dtypes import symbols
 from diptych.errors import DeviceError
 from diptych.graph.node import Graph
-from diptych.runtime import arrays
+from diptych.runtime import memory
 from diptych.runtime.code import host_target
 from diptych.runtime.rows import taker
 
@@ -50,8 +50,8 @@ def placed(at_end, values):
 
 def run(graph, given, at_end, sizes=NO_HINTS):
     """A call whose inputs, outputs and arena are guarded; nothing is looked at afterwards."""
-    arrays.empty = partial(guarded, at_end)
-    arrays.maker = lambda shape, dtype, again: partial(guarded, at_end, shape, dtype)
+    memory.empty = partial(guarded, at_end)
+    memory.maker = lambda shape, dtype, again: partial(guarded, at_end, shape, dtype)
     engine.compile(graph, "cpu").at(sizes).run(placed(at_end, given))
 
 

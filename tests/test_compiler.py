@@ -16,8 +16,9 @@ from diptych.compiler import driver, memory
 from diptych.compiler.pipeline import compile_graph
 from diptych.graph.node import Graph, Input
 from diptych.kernel import expr as k
-from diptych.runtime import arrays, code
+from diptych.runtime import code
 from diptych.runtime.code import host_target
+from diptych.runtime.memory import element_strides
 
 
 def recorded(call, *shapes):
@@ -233,7 +234,7 @@ def test_a_reshape_of_what_lies_with_another_axis_innermost(shape):
     graph = recorded(call, [*shape], [columns, rows])
     rng = np.random.default_rng(0)
     given = [np.asfortranarray(rng.random(n.type.shape, np.float32)) for n in graph.inputs]
-    strides = {n: arrays.element_strides(v) for n, v in enumerate(given)}
+    strides = {n: element_strides(v) for n, v in enumerate(given)}
     (found,) = engine.compile(graph, "cpu", strides).run(given)
     assert found.tobytes() == interpret.run(graph, given)[0].tobytes()
 

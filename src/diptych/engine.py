@@ -23,7 +23,7 @@ from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise
 from diptych.lazy import lazy
-from diptych.runtime import arrays, call, steady
+from diptych.runtime import call, memory, steady
 from diptych.runtime.call import address
 from diptych.runtime.checks import Checks
 from diptych.runtime.code import Code, Source, assembly, host_target
@@ -67,7 +67,7 @@ class Frame:
         self.code = executable.code  # which the words call, whatever the executable has by then
         self.words = np.zeros(call.TABLE + pool + 2 + 2 * len(compiled.checks), np.int64)
         self.first_check = call.TABLE + pool + 2
-        self.arena = arrays.empty((max(executable.arena_bytes, arrays.SMALL + 1),), np.uint8)
+        self.arena = memory.empty((max(executable.arena_bytes, memory.SMALL + 1),), np.uint8)
         self.address = address(self.words)
         arena = address(self.arena)
         self.words[: call.TABLE] = [self.code.address(ENTRY), ins, outs, arena, pool]
@@ -215,7 +215,7 @@ class Executable:
         ]
         # For every output the input that it is written over, or -1, and what makes its memory.
         self.places = [
-            (self.donated.get(n, -1), arrays.maker(*made, again=not sizes))
+            (self.donated.get(n, -1), memory.maker(*made, again=not sizes))
             for n, made in enumerate(self.outputs)
         ]
         # The same for a faster way to it: where each is among the inputs and what is made.
@@ -307,7 +307,7 @@ class Executable:
         pointers = [address(a) for a in (*inputs, *results, *self.constants, status)]
         last = [pool_address(), address(self.words), *map(address, more)]
         table = np.array([*pointers, *last], np.int64)
-        arena = arrays.empty((max(self.arena_bytes, arrays.SMALL + 1),), np.uint8)
+        arena = memory.empty((max(self.arena_bytes, memory.SMALL + 1),), np.uint8)
         STATISTICS.calls += 1
         failed = entry(address(table), address(arena))
         if failed:
@@ -354,7 +354,7 @@ class LoopExecutable(Executable):
     def run_steps(self, inputs: Sequence[Array], steps: int) -> list[Array]:
         """Each output that is not donated, stacked over the steps; donated inputs change."""
         stacked = [
-            arrays.empty((steps, *shape), dtype)
+            memory.empty((steps, *shape), dtype)
             for n, (shape, dtype) in enumerate(self.outputs)
             if n not in self.donated
         ]

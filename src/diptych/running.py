@@ -19,7 +19,7 @@ from diptych import engine, interpret, tiers
 from diptych.errors import RecompileError, ValueRangeError
 from diptych.families import Families
 from diptych.graph.node import Graph, Input, Node, Where, input_node, walk
-from diptych.runtime.arrays import element_strides, relaid
+from diptych.runtime.memory import element_strides, relaid
 from diptych.trail import DEAD, Bundle, Made, Piece, Plan, Point, Trail, alive
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,7 @@ from diptych.graph.node import Node, Operand, Operator, constant_node, input_nod
 from diptych.graph.record import Recorder, author_line, current, origin
 from diptych.ops import contract, elementwise, functions, indexing, reduce, shape
 from diptych.ops.base import host_array, need_float, plain_array
-from diptych.runtime.arrays import empty, empty_columns
+from diptych.runtime.memory import empty, empty_columns
 from diptych.size import Looked
 
 Array = np.ndarray[Any, Any]

@@ -25,7 +25,7 @@ from diptych import interpret
 from diptych.autodiff import Recurring, history_of
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.graph.node import Input, Node, Operator, Where
-from diptych.runtime import arrays
+from diptych.runtime import memory
 
 Array = np.ndarray[Any, Any]
 BACKWARD, ASSIGN, ADVANCE, SETTLE = (object() for _ in range(4))  # calls that are no operators
@@ -280,11 +280,11 @@ class Form:
     def __init__(self, trail: Trail, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.type = TensorType(shape, as_dtype(dtype))
         self.shape, self.dtype = shape, self.type.dtype.numpy
-        strides = arrays.element_strides(np.empty(shape, self.dtype))
+        strides = memory.element_strides(np.empty(shape, self.dtype))
         self.sample = Node(Input(), (), self.type)
         self.sample.kind = trail.kind(self.type, strides)
         self.nbytes = math.prod(shape) * self.dtype.itemsize
-        self.small = self.nbytes <= arrays.SMALL
+        self.small = self.nbytes <= memory.SMALL
         self.spare: list[Array] = []
 
     def copy(self, value: Array) -> Array:
@@ -294,7 +294,7 @@ class Form:
                 own = self.spare[n]
                 break
         else:
-            own = arrays.empty(self.shape, self.dtype)
+            own = memory.empty(self.shape, self.dtype)
             if self.nbytes <= LARGEST and len(self.spare) < SPARES:
                 self.spare.append(own)
         own[...] = value
@@ -334,7 +334,7 @@ class Trail:
         found = node.kind
         if found is None:
             assert node.value is not None
-            strides = arrays.element_strides(node.value)
+            strides = memory.element_strides(node.value)
             read = node.readers is not None
             found = node.kind = self.kind(
                 node.type, strides, node.needs_grad, node.leaf, read, node.released

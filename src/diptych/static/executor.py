@@ -16,8 +16,8 @@ from diptych import engine, tiers
 from diptych.dtypes import Dim, as_dtype
 from diptych.errors import FeedError
 from diptych.graph.node import Graph, Node, Where, input_node, walk
-from diptych.runtime.arrays import element_strides, relaid, turned
 from diptych.runtime.checks import Checks
+from diptych.runtime.memory import element_strides, relaid, turned
 from diptych.runtime.threads import pool_address
 from diptych.tensor import Parameter, Tensor, default_panel
 

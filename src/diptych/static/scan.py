@@ -16,7 +16,7 @@ from diptych.graph.record import GRAPH, recording
 from diptych.graph.rewrite import rebuilt, specialise
 from diptych.ops.elementwise import add, cast, divide
 from diptych.ops.indexing import arange, gather
-from diptych.runtime.arrays import copied, element_strides
+from diptych.runtime.memory import copied, element_strides
 from diptych.static.capture import Captured, Compiled
 from diptych.tensor import default_panel
 
