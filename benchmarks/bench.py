@@ -2,13 +2,14 @@
 
 FOLDER has one virtual environment a peer: torch, jax, ort (onnxruntime, onnx), tf. Without MNIST
 (--data, or DIPTYCH_DATA) pixels are random and the digit job is left out. The table is kept as
-JSON under results/, by date and host; what is slower than in the last one is said.
+JSON under results/, by date and processor; what is slower than in the last one is said.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -156,20 +157,28 @@ def report(options, console, results, grown, versions):
         keep(earlier, results, found, grown, versions)
 
 
-def machine():
-    name = platform.processor()
+def processor():
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def machine():
     return (
-        f"{name}, {len(os.sched_getaffinity(0))} processors, {platform.system()} "
+        f"{processor()}, {len(os.sched_getaffinity(0))} processors, {platform.system()} "
         f"{platform.machine()}, Python {platform.python_version()}"
     )
 
 
+def slug():
+    """The processor as part of a file's name."""
+    return "-".join(re.findall(r"[a-z0-9.]+", processor().lower().replace("(r)", "")))
+
+
 def previous():
-    """The latest results of this host."""
-    kept = sorted(RESULTS.glob(f"*-{platform.node()}.json"))
+    """The latest results of such a processor."""
+    kept = sorted(RESULTS.glob(f"????-??-??-{slug()}.json"))
     return json.loads(kept[-1].read_text()) if kept else {}
 
 
@@ -193,7 +202,7 @@ def keep(earlier, results, found, grown, versions):
         "workloads": {**kept.get("workloads", {}), **workloads},
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{today}-{platform.node()}.json"
+    path = RESULTS / f"{today}-{slug()}.json"
     path.write_text(json.dumps(rounded(whole), indent=1) + "\n")
 
 
