@@ -14,6 +14,8 @@ import diptych.nn.functional as F
 from diptych import engine, interpret, nn, optim
 from diptych.compiler import driver, memory
 from diptych.compiler.pipeline import compile_graph
+from diptych.compiler.simplify import simplify
+from diptych.compiler.split import split_long
 from diptych.graph.node import Graph, Input
 from diptych.kernel import expr as k
 from diptych.runtime import code
@@ -100,6 +102,25 @@ def test_layers_alike_are_lowered_once_and_compile_to_the_same_functions():
     for kernel in many.kernels:  # each reads its own buffers
         loads = [e.attr for e in k.walk([kernel.value]) if e.op == "load"]
         assert list(dict.fromkeys(loads)) == kernel.reads
+
+
+def test_equal_operators_of_a_simplified_graph_are_one_object():
+    def call(x, y):
+        product = dp.exp(x @ y)  # of 4096 terms: the sum of products of blocks
+        return dp.sum(product, axis=0) + dp.sum(dp.exp(y), axis=0)
+
+    graph = recorded(call, (64, 4096), (4096, 64))
+    nodes = split_long(simplify(graph)).nodes
+    computed = [n.op for n in nodes if n.inputs]
+    assert len(computed) > len({id(op) for op in computed})
+    assert len({id(op) for op in computed}) == len({(type(op), op) for op in computed})
+
+
+def test_a_size_that_is_a_numpy_number_is_gone_with_its_call():
+    """Strides of one compile were once those of another whose sizes were equal."""
+    column = dp.tensor(np.ones((500, 1), np.float32))
+    assert (dp.arange(np.int64(400), dtype="f32") * column).numpy().shape == (500, 400)
+    assert dp.exp(column * np.ones((1, 400), np.float32)).numpy().shape == (500, 400)
 
 
 def test_a_module_in_parts_gives_the_bits_of_one(monkeypatch):

@@ -1,13 +1,17 @@
 """Every operator: native against the reference bit for bit, gradients too, in both panels."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from cases import CASES, Case
 
 import diptych as dp
 import diptych.nn.functional as F
-from diptych.errors import ShapeError, ValueRangeError
-from diptych.ops.base import ALL
+from diptych.compiler.simplify import simplify
+from diptych.errors import InternalError, ShapeError, ValueRangeError
+from diptych.graph.node import Graph, Input, Operator, walk
+from diptych.ops.base import ALL, primitive
 
 MADE_BY_RULES = {"size", "extent"}
 
@@ -59,6 +63,41 @@ def test_static_has_the_bits_of_dynamic(case):
     for call in (dp.compile(case.call), lambda *a: case.call(*map(dp.tensor, a))):
         dp.manual_seed(7)
         found.append(call(*arrays).numpy())
+    same_bits(*found)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_an_operator_and_its_inputs_say_the_type_of_its_result(case):
+    """So that the compiler need not compare types where it compares operators."""
+    with dp.Program():
+        places = [dp.data(f"x{n}", a.shape, a.dtype.name) for n, a in enumerate(case.inputs())]
+        out = case.call(*places).node
+    inputs = [node for node in walk([out]) if isinstance(node.op, Input)]
+    for node in simplify(Graph(tuple(inputs), (out,))).nodes:
+        if node.inputs:
+            assert node.op.infer(*[i.type for i in node.inputs]) == node.type, node
+
+
+def test_a_primitive_has_all_rules():
+    class Half(Operator):
+        name: ClassVar[str] = "half"
+
+        def infer(self, *inputs):
+            return inputs[0]
+
+    with pytest.raises(InternalError, match="half has no rule for grad, lower, reference"):
+        primitive(Half)
+
+
+def test_f64_products_beyond_the_plain_range_in_a_sum_to_a_scalar():
+    a, b = np.array([1e-310, 3.0, 2.0]), np.array([2.0, 1e-300, 0.5])
+    found = []
+    for device in ("cpu", "reference"):
+        dp.use_device(device)
+        try:
+            found.append(dp.contract(dp.tensor(a), dp.tensor(b), "k,k->").numpy())
+        finally:
+            dp.use_device("cpu")
     same_bits(*found)
 
 

@@ -42,11 +42,11 @@ class Module:
         self.declare: set[str] = set()
         self.most = 1  # buffers of a call
         known: dict[Hashable, int] = {}
-        seen: dict[int, int] = {}  # the same by id, for a structure is long
+        seen: dict[int, int] = {}  # the same by id, for they are long; `Form.known` keeps them
         for kernel in kernels:
             form = structure(kernel)
-            number = seen.get(id(form), -1)
-            if number < 0:
+            number = seen.get(id(form))
+            if number is None:
                 number = seen[id(form)] = known.setdefault(form, len(known))
             if number == len(self.emitters):
                 given = (kernel, target, self.declare, number, table)

@@ -31,8 +31,8 @@ from diptych.ops.shape import Reshape, Transpose
 NARROW = 4  # columns below which a side is turned round although it lies straight
 MANY_ROWS = 64  # rows that read a side again and again
 APART = 1 << 10  # bytes between terms that are read one by one
-NONE: Mapping[int, Buffer] = {}
 NEAR, FAR = 1 << 17, 1 << 18  # bytes of a side that stay in the caches however it lies; that do not
+NOT_PACKED: Mapping[int, Buffer] = {}  # the copies of sides that most nodes have
 
 
 class Check(NamedTuple):
@@ -43,8 +43,7 @@ class Check(NamedTuple):
     where: Any
 
 
-Lies = tuple[Dimension | None, ...]  # how far memory moves along each axis of a value
-Steps = tuple[Lies, Lies]  # of the sides of a contraction
+Steps = tuple[Dimension | None, ...]  # how far memory moves along each axis of a value
 
 
 class Packing(NamedTuple):
@@ -74,12 +73,13 @@ class Fusion:
         self.checks: list[Check] = []
         self.plan = Materialise(graph, hints)
         self.packed: dict[Node, dict[int, Buffer]] = {}  # copies of sides of contractions
+        self.strides: dict[tuple[Shape, int | None], Shape] = {}  # of shapes that were met
         self.packings: dict[Any, Packing | None] = {}  # by all that they depend on
         self.forms: dict[Any, Form] = {}  # by all that the value of a kernel depends on
         self.written: set[Buffer] = set()
         self.along: dict[int, int] = {}  # the axis of a contraction's result that vectors lie along
         for slot, node in enumerate(graph.inputs):
-            order = strides.get(slot, row_major(node.type.shape))
+            order = strides.get(slot, self._strides(node.type.shape))
             self.buffers[id(node)] = Buffer(node.type, order, "input", slot)
         self._outputs()
         for node in self.plan.nodes:
@@ -88,13 +88,22 @@ class Fusion:
     def typical(self, dim: Dimension) -> int:
         return typical(dim, self.hints)
 
+    def _strides(self, shape: Shape, innermost: int | None = None) -> Shape:
+        """Row-major strides, or those with one axis innermost in memory."""
+        key = shape, innermost
+        found = self.strides.get(key)
+        if found is None:
+            made = row_major(shape) if innermost is None else innermost_strides(shape, innermost)
+            found = self.strides[key] = made
+        return found
+
     def _outputs(self) -> None:
         """Outputs computed here are written where they go; others are copied at the end."""
         self.output_buffers: list[Buffer] = []
         self.copies: list[tuple[Node, Buffer]] = []
         for n, node in enumerate(self.graph.outputs):
             slot = len(self.graph.inputs) + n
-            order = row_major(node.type.shape)
+            order = self._strides(node.type.shape)
             if n in self.donated:
                 order = self.buffers[id(self.graph.inputs[self.donated[n]])].strides
             buffer = Buffer(node.type, order, "output", slot)
@@ -138,15 +147,14 @@ class Fusion:
         if base is None:
             raise InternalError(f"{source!r} has no memory")
         shape = node.type.shape
-        if base.strides != row_major(source.type.shape):
+        if base.strides != self._strides(source.type.shape):
             base = self._copy(source)
-        self.buffers[id(node)] = Buffer(node.type, row_major(shape), base.kind, base=base)
+        self.buffers[id(node)] = Buffer(node.type, self._strides(shape), base.kind, base=base)
 
     def _copy(self, node: Node, innermost: int | None = None) -> Buffer:
         """A temporary copy of a value, with one axis innermost in memory."""
         shape = node.type.shape
-        strides = row_major(shape) if innermost is None else innermost_strides(shape, innermost)
-        buffer = Buffer(node.type, strides, "temporary")
+        buffer = Buffer(node.type, self._strides(shape, innermost), "temporary")
         value = self._copied(node)
         if kind(node).gather and id(node) not in self.buffers:
             value = self._gathered(node)
@@ -175,7 +183,9 @@ class Fusion:
                 for side, axis, width in packing.copies
             }
 
-    def _packing(self, node: Node, steps: Steps, order: Shape | None) -> Packing | None:
+    def _packing(
+        self, node: Node, steps: tuple[Steps, Steps], order: Shape | None
+    ) -> Packing | None:
         """Where no side of a contraction moves by 1 along an output axis, one is turned round;
         where one does and is large and read many times, its columns are laid out in panels. The
         other side is turned where its terms lie far apart. `order` are the strides of an output."""
@@ -199,14 +209,14 @@ class Fusion:
         copies += self._turned_rows(node, 1 - side, steps[1 - side], columns)
         return Packing(op.out.index(sides[side][axis]), tuple(copies))
 
-    def _read_far(self, node: Node, side: int, lies: Lies, outer: bool) -> bool:
+    def _read_far(self, node: Node, side: int, steps: Steps, outer: bool) -> bool:
         """Whether panels of a side that lies straight pay: it is read again and again, and does not
         stay in the caches, or its vectors lie across lines. In an outer product (rows of both sides
         are the terms) its vectors wait behind the multiply-adds of a slow machine for longer."""
         given, op = node.inputs[side], node.op
         assert isinstance(op, Contract)
         letters = (op.left, op.right)[side]
-        pitches = [step for step, letter in zip(lies, letters, strict=True) if letter in op.over]
+        pitches = [step for step, letter in zip(steps, letters, strict=True) if letter in op.over]
         size = self.typical(given.type.size) * node.type.dtype.bytes
         many = 4 * MANY_ROWS if outer and self.target.fma_per_cycle == 1 else MANY_ROWS
         far = size >= FAR or any(isinstance(s, int) and self._splits(given, s) for s in pitches)
@@ -219,7 +229,7 @@ class Fusion:
         return fast and pitch * node.type.dtype.bytes % LINE != 0
 
     def _turned_rows(
-        self, node: Node, side: int, lies: Lies, columns: int
+        self, node: Node, side: int, steps: Steps, columns: int
     ) -> list[tuple[int, int, int]]:
         """A copy with the terms of the side that is read one by one side by side, where each lies
         on a page of its own and tiles go over them again and again."""
@@ -229,7 +239,7 @@ class Fusion:
         if len(op.over) != 1 or op.over[0] not in letters:
             return []
         axis = letters.index(op.over[0])
-        step = lies[axis]
+        step = steps[axis]
         apart = isinstance(step, int) and step * given.type.dtype.bytes >= APART
         often = min(columns, self._extent(given, axis)) >= MANY_ROWS
         return [(side, axis, 0)] if apart and often else []
@@ -278,9 +288,9 @@ class Fusion:
                 continue
             seen.add(id(inner))
             if id(inner) in self.along:
-                return innermost_strides(node.type.shape, self.along[id(inner)])
+                return self._strides(node.type.shape, self.along[id(inner)])
             stack.extend(n for n in inner.inputs if n not in self.plan.chosen)
-        return row_major(node.type.shape)
+        return self._strides(node.type.shape)
 
     def _width(self, node: Node, side: int, axis: int) -> int:
         """The columns of the panels of a side whose copy has `axis` innermost: a tile's, where it
@@ -332,9 +342,9 @@ class Fusion:
             base=memory, panel=width, panel_step=depth - 1,
         )  # fmt: skip
 
-    def _steps(self, node: Node) -> Lies:
-        """How far memory moves along each axis of a value, seen through views; None where that is
-        not known before it runs."""
+    def _steps(self, node: Node) -> Steps:
+        """How far memory moves along each axis of a value, seen through views, of which at most
+        DEPTH follow each other; None where that is not known before it runs."""
         buffer = self.buffers.get(id(node))
         if buffer is not None:
             return buffer.strides
@@ -430,10 +440,13 @@ class Fusion:
 
         def visit(node: Node) -> int:
             """Of a node that is computed."""
-            packed, sides = self.packed.get(node, NONE), []
+            packed = self.packed.get(node, NOT_PACKED)
+            sides = []
             for side, given in enumerate(node.inputs):
-                buffer = packed.get(side) or (None if given in computed else memory(given))
-                known = number.get(buffer or given)
+                buffer = packed.get(side)
+                if buffer is None and given not in computed:
+                    buffer = memory(given)
+                known = number.get(given if buffer is None else buffer)
                 if known is None:
                     known = visit(given) if buffer is None else read(buffer)
                 sides.append(known)
@@ -444,8 +457,8 @@ class Fusion:
         def read(buffer: Buffer) -> int:
             leaves.append(buffer)
             number[buffer] = len(parts)
-            type, panel = buffer.type, (buffer.panel, buffer.panel_step)
-            parts.append((type.shape, type.dtype, buffer.strides, panel))
+            lies = buffer.strides, buffer.panel, buffer.panel_step
+            parts.append((buffer.type.shape, buffer.dtype, *lies))
             return number[buffer]
 
         own = None if root in computed else memory(root)
@@ -484,7 +497,7 @@ class Fusion:
         return at
 
     def _lowered(self, node: Node, memo: dict[Any, Expr], indices: Any) -> Expr:
-        packed = self.packed.get(node, NONE)
+        packed = self.packed.get(node, NOT_PACKED)
         sources = [
             self._buffer_source(packed[side]) if side in packed else self._source(given, memo)
             for side, given in enumerate(node.inputs)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from diptych.dtypes import Dimension, DType, Shape, TensorType
 from diptych.graph.node import Node
 from diptych.kernel.expr import Expr, walk
 from diptych.lazy import lazy
-
-KNOWN = 1024  # shapes whose strides are remembered
 
 
 @dataclass(eq=False)
@@ -189,7 +186,6 @@ def structure(kernel: Kernel) -> Hashable:
     return found
 
 
-@lru_cache(KNOWN)
 def row_major(shape: Shape) -> Shape:
     strides: list[Dimension] = []
     step: Dimension = 1
@@ -199,7 +195,6 @@ def row_major(shape: Shape) -> Shape:
     return tuple(reversed(strides))
 
 
-@lru_cache(KNOWN)
 def innermost_strides(shape: Shape, axis: int) -> Shape:
     """Row-major strides but for one axis, which is innermost in memory."""
     order = [n for n in range(len(shape)) if n != axis] + [axis]

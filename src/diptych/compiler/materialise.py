@@ -48,6 +48,7 @@ KINDS = _Kinds()
 
 
 def kind(node: Node) -> Kind:
+    """Of the node's operator; loops over all nodes ask KINDS, which is a call less."""
     return KINDS[type(node.op)]
 
 
@@ -165,7 +166,8 @@ class Materialise:
     def _limit_depth(self) -> None:
         depth: dict[Node, int] = {}
         for node in self.nodes:
-            own = 1 + max([depth[i] for i in node.inputs], default=-1)
+            deepest = max([depth[i] for i in node.inputs], default=0)
+            own = 0 if KINDS[type(node.op)].leaf else 1 + deepest
             if own > DEPTH:
                 self.chosen.add(node)
             depth[node] = 0 if node in self.chosen else own

@@ -17,8 +17,8 @@ class Same:
 
     def __init__(self) -> None:
         self.first: dict[tuple[type, Operator], Operator] = {}
-        self.seen: dict[int, tuple[Operator, Operator]] = {}  # by id: what was given (so that it
-        # lives on), and what it is equal to
+        # By id: what was given, which lives on here, and what it is equal to.
+        self.seen: dict[int, tuple[Operator, Operator]] = {}
 
     def __call__(self, op: Operator) -> Operator:
         found = self.seen.get(id(op))
@@ -47,6 +47,7 @@ class _Rewriter:
         if op.name in NOTHING:
             return inputs[0]
         op = self.same(op)
+        # An operator and its inputs say what type the result has, here and in fusion.
         key = (id(op), *map(id, inputs)) if inputs else (id(op), node.type)
         found = self.known.get(key)
         if found is None:

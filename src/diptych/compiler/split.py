@@ -24,6 +24,8 @@ def split_long(graph: Graph) -> Graph:
     new: dict[int, Node] = {}
     same = Same()
     for node in graph.nodes:
+        same(node.op)
+    for node in graph.nodes:
         inputs = tuple(new[id(i)] for i in node.inputs)
         if isinstance(node.op, Contract) and _is_long(node):
             new[id(node)] = _in_blocks(node, inputs, same)

@@ -112,8 +112,9 @@ def _fma64(a: Array, b: Array, c: Array) -> Array:
     if plain.all():
         return result
     result = np.array(result)
-    for i in zip(*np.nonzero(~plain), strict=True):
-        result[i] = _fma_rational(float(a[i]), float(b[i]), float(c[i]))
+    for i in np.argwhere(~plain):
+        at = tuple(i)
+        result[at] = _fma_rational(float(a[at]), float(b[at]), float(c[at]))
     return result
 
 

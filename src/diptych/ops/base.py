@@ -30,6 +30,9 @@ ALL: dict[str, Any] = {}  # every operator by name: primitives' classes and comp
 OperatorClass = TypeVar("OperatorClass", bound=type[Operator])
 
 
+RULES = ("infer", "reference", "grad", "lower")  # that a primitive has
+
+
 @dataclass_transform(frozen_default=True)
 def primitive(cls: OperatorClass) -> OperatorClass:
     """Class decorator: a frozen dataclass that the text form can find by name.
@@ -37,6 +40,9 @@ def primitive(cls: OperatorClass) -> OperatorClass:
     One without attributes of its own has the methods of its base, which is a dataclass as well:
     making them for each would take half the time of importing diptych.
     """
+    missing = sorted(n for n in RULES if hasattr(getattr(cls, n), "__isabstractmethod__"))
+    if missing:
+        raise InternalError(f"the operator {cls.name} has no rule for {', '.join(missing)}")
     own = [a for a in cls.__annotations__.values() if not a.startswith("ClassVar")]
     made = dataclass(frozen=True)(cls) if own else cls
     ALL[made.name] = made

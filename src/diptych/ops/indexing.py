@@ -170,7 +170,7 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Ha
         size_ = stop - start
     else:
         size_ = max(0, -((start - stop) // step))
-    result = record(Arange(size_))
+    result = record(Arange(whole(size_, "a size")))
     if step != 1:
         result = multiply(result, step)
     if not (isinstance(start, int) and start == 0):
