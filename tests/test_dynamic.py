@@ -232,6 +232,62 @@ def test_what_an_earlier_backward_released_is_an_error_not_a_part_of_a_gradient(
         dp.set_eager(False)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("looked", [False, True])
+def test_what_is_computed_of_released_values_is_no_constant(eager, looked):
+    weight = dp.Parameter(np.array([1.0, 2.0], np.float32))
+
+    def released():
+        hidden = weight * 3.0
+        hidden.sum().backward()
+        weight.grad = None
+        if looked:
+            hidden.numpy()
+        return hidden
+
+    dp.set_eager(eager)
+    try:
+        for _ in range(3):
+            hidden = released()
+            squares = hidden * hidden
+            assert not squares.requires_grad and squares.tolist() == [9.0, 36.0]
+            for loss in (squares.sum(), (squares + weight).sum(), (squares * 2.0 * weight).sum()):
+                with pytest.raises(GraphError, match="releases the history"):
+                    loss.backward()
+                with pytest.raises(GraphError, match="releases the history"):
+                    dp.partials(loss, [weight])
+            labels = (hidden > 4.0).astype("float32")  # nothing flows through these
+            (labels * weight).sum().backward()
+            assert weight.grad.tolist() == [0.0, 1.0]
+            weight.grad = None
+            with dp.no_grad():
+                kept = hidden * 2.0
+            ((kept + squares.detach()) * weight).sum().backward()
+            assert weight.grad.tolist() == [15.0, 48.0]
+            weight.grad = None
+        before = weight * 3.0
+        loss = (before * before + weight).sum()
+        before.sum().backward()
+        weight.grad = None
+        with pytest.raises(GraphError, match="releases the history"):
+            dp.partials(loss, [weight])
+    finally:
+        dp.set_eager(False)
+
+
+@pytest.mark.usefixtures("natively")
+def test_a_running_total_of_losses_recurs_although_backward_released_them():
+    weight, total = dp.Parameter(np.array([1.0, 2.0], np.float32)), dp.tensor(0.0)
+    for n in range(50):
+        loss = (weight * float(n % 5)).sum()
+        loss.backward()
+        weight.grad = None
+        total = total + loss
+    assert total.item() == 300.0
+    with pytest.raises(GraphError, match="releases the history"):
+        (total * weight).sum().backward()
+
+
 def test_backward_after_a_look_long_ago():
     w = dp.tensor([1.0, 2.0], requires_grad=True)
     hidden = dp.exp(w)

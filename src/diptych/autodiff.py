@@ -25,12 +25,18 @@ def _ends(node: Node) -> bool:
     return node.leaf or not node.needs_grad
 
 
-def history_of(root: Node) -> tuple[list[Node], list[Node], list[Node]]:
-    """What a value came from: all of it that differentiation sees, what of it has a gradient, and
-    its leaves."""
+def seen(root: Node) -> list[Node]:
+    """All that differentiation sees of what a value came from."""
     order = walk([root], stop=_ends)
     if any(n.released for n in order):  # what it lacks would be missing from gradients
         raise was_released(root)
+    return order
+
+
+def history_of(root: Node) -> tuple[list[Node], list[Node], list[Node]]:
+    """What a value came from: all of it that differentiation sees, what of it has a gradient, and
+    its leaves."""
+    order = seen(root)
     history = [n for n in order if n.needs_grad]
     leaves = [n for n in history if n.leaf]
     if not leaves:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.autodiff import gradients, was_released
+from diptych.autodiff import gradients, seen, was_released
 from diptych.errors import GraphError
 from diptych.graph.node import constant_node
 from diptych.graph.record import author_line, origin
@@ -75,9 +75,9 @@ def partials(result: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
     panel = current_panel(result)
     root = panel.node_of(result)
     nodes = [panel.node_of(t) for t in of]
-    for node in (root, *nodes):
-        if node.released:
-            raise was_released(root)
+    if any(node.released for node in nodes):
+        raise was_released(root)
+    seen(root)
     for node in nodes:
         if not node.needs_grad:
             raise GraphError(

@@ -141,7 +141,7 @@ class DynamicRecorder(TensorRecorder):
             slots[inputs[n]] = len(nodes)
             nodes.append(inputs[n])
         node = Node(op, inputs, point.type, where)  # type: ignore[arg-type]
-        node.needs_grad, node.pending = point.needs_grad, piece
+        node.needs_grad, node.released, node.pending = point.needs_grad, point.released, piece
         tensor = Tensor(node, self)
         slots[node] = len(nodes)
         nodes.append(node)

@@ -40,6 +40,7 @@ class TensorRecorder(Recorder):
         type = op.infer(*[i.type for i in inputs])
         needs = self.grad_enabled and op.carries_gradient(type, inputs)
         node = Node(op, inputs, type, author_line(), needs_grad=needs)
+        node.released = self.grad_enabled and not needs and op.lost_gradient(type, inputs)
         return self.made(Tensor(node, self))
 
     def made(self, tensor: Tensor) -> Tensor:

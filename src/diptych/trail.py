@@ -56,18 +56,21 @@ class Kind:
         self.type, self.strides = type, strides
         self.needs_grad, self.leaf = needs_grad, leaf
         self.read = read  # whether gradients of what was computed before may read it
-        self.released = released  # whether a backward went through it
+        self.released = released  # whether a backward went through what it came from
 
 
 class Point(dict[Any, "Point"]):
     """A place on the trail: what was recorded next after it, and what follows from the way here."""
 
     __slots__ = (
-        "backward", "checks", "counts", "needs_grad", "plan", "plans", "reads", "sample", "type"
+        "backward", "checks", "counts", "needs_grad", "plan", "plans", "reads", "released",
+        "sample", "type",
     )  # fmt: skip
 
-    def __init__(self, type: TensorType | None = None, needs_grad: bool = False) -> None:
-        self.type, self.needs_grad = type, needs_grad
+    def __init__(
+        self, type: TensorType | None = None, needs_grad: bool = False, released: bool = False
+    ) -> None:
+        self.type, self.needs_grad, self.released = type, needs_grad, released
         self.checks: list[tuple[int, int]] | None = None  # inputs with positions, their limits
         self.reads: list[int] = []  # inputs that are read for the first time
         self.sample: Node | None = None  # what the new node is like, where there is no more to it
@@ -345,14 +348,17 @@ class Trail:
         """The point after a call that was not made from here before."""
         types = [i.type for i in inputs]
         type = op.infer(*types)
-        point = Point(type, piece.grad_enabled and op.carries_gradient(type, inputs))
+        needs = piece.grad_enabled and op.carries_gradient(type, inputs)
+        released = piece.grad_enabled and not needs and op.lost_gradient(type, inputs)
+        point = Point(type, needs, released)
         self.points += 1
         checks = [(n, size) for n, size, _ in op.positions(*types) if isinstance(size, int)]
         point.checks = checks or None
         kinds = [(n, kind) for n, kind in enumerate(key[1:]) if isinstance(kind, Kind)]
         point.reads = [n for n, _ in kinds]
         if len({kind for _, kind in kinds}) == len(kinds):
-            point.sample = Node(op, (), type, needs_grad=point.needs_grad)
+            point.sample = Node(op, (), type, needs_grad=needs)
+            point.sample.released = released
         return piece.point.setdefault(key, point)  # type: ignore[union-attr]
 
     def form(self, value: Array) -> Form:

@@ -79,6 +79,15 @@ class Operator:  # not an ABC, whose isinstance is four times slower: it is aske
             and self.flows(*[i.type for i in inputs])
         )
 
+    def lost_gradient(self, result: TensorType, inputs: Sequence[Node]) -> bool:
+        """Whether the result would have a gradient, had no backward released what an input came
+        from."""
+        return (
+            result.dtype.is_float
+            and any([i.released for i in inputs])
+            and self.flows(*[i.type for i in inputs])
+        )
+
     def attributes(self) -> dict[str, Any]:
         return dict(vars(self))
 
@@ -126,7 +135,9 @@ class Operand:
 class Node(Operand):
     """One call of an operator. `label` is a name for people; `value` caches a computed result.
 
-    A node that is a `leaf` ends differentiation: a parameter, whatever computed its value.
+    A node that is a `leaf` ends differentiation: a parameter, whatever computed its value. One that
+    is `released` had a gradient, or would have one, until a backward went through where it comes
+    from: another through it is an error.
     """
 
     __slots__ = (
