@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from diptych.runtime import background, llvm
+from diptych.runtime import background, code, llvm
 from diptych.runtime.code import Code
 
 MODULE = "define i64 @one(ptr %table, ptr %arena) { ret i64 1 }"
@@ -59,15 +59,21 @@ def test_an_interrupt_while_llvm_is_at_work():
     assert run(TRANSLATING) == "went on\n"
 
 
-# The same where the last that holds code lets it go.
+# The same where the last that holds code lets it go, and where the collector of cycles does.
 DROPPING = f"""
-import sys
+import gc, sys
 from diptych.runtime.code import Code
 from diptych.runtime.llvm import host_target
 text, target = {MODULE!r}, host_target("native")
 
+class Cycle:
+    pass
+
 def interrupted(place):
-    held = [Code(text, target, ["one"])]
+    cycle = Cycle()
+    cycle.itself, cycle.code = cycle, Code(text, target, ["one"])
+    held = [Code(text, target, ["one"]), cycle]
+    del cycle
     left = place
     def look(frame, event, arg):
         nonlocal left
@@ -79,11 +85,14 @@ def interrupted(place):
     sys.setprofile(look)
     try:
         held.clear()
+        gc.collect()
     except KeyboardInterrupt:
         pass
     finally:
         sys.setprofile(None)
     return left <= 0
+
+gc.disable()
 
 sys.unraisablehook = lambda told: None
 place = 1
@@ -101,7 +110,7 @@ def test_an_interrupt_while_code_is_dropped():
 def test_dropped_code_is_ended_with_the_next_load():
     target = llvm.host_target("native")
     first = Code(MODULE, target, ["one"])
-    loaded = weakref.ref(first._library.loaded)
+    loaded = weakref.ref(code._loaded[first._library.number])
     del first
     assert loaded() is not None
     assert Code(MODULE, target, ["one"]).functions["one"](0, 0) == 1

@@ -9,6 +9,7 @@ import pytest
 from networks import network, step_of
 
 import diptych as dp
+import diptych.nn.functional as F
 from diptych import optim
 
 rng = np.random.default_rng(0)
@@ -19,7 +20,7 @@ RULES = {
     "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
 }
 FILES = ("dynamic.py", "trail.py", "running.py", "rehearsal.py", "optimizer.py", "tensor.py")
-BORDERS = ("try:", "with ", "self.lock.release()")  # a lock is held, and Python handles no signal
+BORDERS = ("try:", "with ")  # a lock is held, and Python handles no signal
 PACKAGE = str(Path(dp.__file__).parent)
 
 pytestmark = pytest.mark.usefixtures("natively")
@@ -144,6 +145,39 @@ def test_of_a_compiled_step(steps, monkeypatch):
         assert now < 2 and one.bits() == expected[now + 1], at
         at += stride
     assert at > 5
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_weights_and_state_of_adam_are_of_one_step(steps):
+    """The first step is recorded call by call, later ones as one call."""
+
+    def whole(trainer):
+        state = trainer.optimizer.state_dict()
+        return trainer.bits(), {k: v.tobytes() for k, v in state.items()}
+
+    def made(count):
+        return Trainer(lambda p: optim.Adam(p, lr=0.1), count)
+
+    before, after = whole(made(steps)), whole(made(steps + 1))
+    at, ends = 0, set()
+    while True:
+        one = made(steps)
+        F.cross_entropy(one.model(dp.tensor(X)), dp.tensor(Y)).backward()
+        if not interrupted_at_entry(one.optimizer.step, at):
+            break
+        one.optimizer.zero_grad()
+        now = whole(one)
+        if steps:
+            assert now in (before, after), at
+        else:  # moments that are not there yet are zeros, powers ones
+            assert now[0] in (before[0], after[0]), at
+            moved = {k for k, v in one.optimizer.state_dict().items() if v.any() and v.shape}
+            assert bool(moved) == (now[0] == after[0]), at
+            powers = [v for k, v in one.optimizer.state_dict().items() if not v.shape and k != "lr"]
+            assert all(v == 1.0 for v in powers) or now[0] == after[0], at
+        ends.add(now[0] == after[0])
+        at += 23 if steps == 0 else 3
+    assert at > 20 and False in ends
 
 
 def test_where_a_program_ends():

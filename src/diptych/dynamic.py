@@ -101,20 +101,18 @@ class DynamicRecorder(TensorRecorder):
             piece = self.piece
         if piece.at_boundary:
             self.run(piece, looked=False)
-        self.lock.acquire()  # `with` costs twice as much
-        try:
-            tensor, where = None, LOCAL.line or author_line()
-            if len(piece.nodes) < LOOP and not self.loops.cuts:
-                tensor = self.recall(piece, op, operands, where)
-            if tensor is None:
-                tensor = self._recorded(piece, op, operands, where)
-        except Exception:  # nothing was noted
-            raise
-        except BaseException:
-            piece.point = None
-            raise
-        finally:
-            self.lock.release()
+        with self.lock:  # where no Ctrl-C comes between taking it and what gives it back
+            try:
+                tensor, where = None, LOCAL.line or author_line()
+                if len(piece.nodes) < LOOP and not self.loops.cuts:
+                    tensor = self.recall(piece, op, operands, where)
+                if tensor is None:
+                    tensor = self._recorded(piece, op, operands, where)
+            except Exception:  # nothing was noted
+                raise
+            except BaseException:
+                piece.point = None
+                raise
         if _eager:
             self.run(piece)
         return tensor
@@ -421,7 +419,23 @@ class DynamicRecorder(TensorRecorder):
                 or piece.point is None
                 or not self._is_advanced(piece, step, author_line())
             ):
-                super().advance(optimizer, parameters)
+                self._advance_by_calls(optimizer, parameters)
+
+    def _advance_by_calls(self, optimizer: Any, parameters: list[Parameter]) -> None:
+        """Record a step call by call; where Ctrl-C comes in between, no part of it is made."""
+        before = [(p, p.node) for p in (*parameters, *optimizer.state())]
+        piece = self.piece
+        kept = {id(known) for known in (*piece.replaced, *piece.waiting)}
+        try:
+            super().advance(optimizer, parameters)
+        except BaseException:
+            for parameter, node in before:
+                parameter.node = node
+            piece = self.piece  # another, where that one was run
+            piece.replaced[:] = [known for known in piece.replaced if id(known) in kept]
+            piece.waiting[:] = [known for known in piece.waiting if id(known) in kept]
+            piece.point = None
+            raise
 
     def _rehearsed(self, optimizer: Any, parameters: list[Parameter]) -> Step | None:
         """The step of an optimizer that can be recorded once."""

@@ -511,7 +511,7 @@ class Family:
 
 
 def run_once(graph: Graph, values: Sequence[Array], device: str) -> list[Array]:
-    """Compile and run, for tools and tests."""
+    """Compile and run a graph that is needed once, for tools and tests."""
     inputs = [np.ascontiguousarray(v).reshape(np.shape(v)) for v in values]
     for place, value in zip(graph.inputs, inputs, strict=True):
         if place.type.shape != value.shape:

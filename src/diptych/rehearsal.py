@@ -19,7 +19,7 @@ from diptych.autodiff import Part
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.errors import GraphError
 from diptych.graph.node import Graph, Input, Node, input_node, walk
-from diptych.graph.record import recording
+from diptych.graph.record import LOCAL
 from diptych.graph.rewrite import rebuilt
 from diptych.ops.elementwise import stop_gradient
 from diptych.tensor import Parameter, Tensor, TensorRecorder
@@ -115,8 +115,12 @@ class Step:
         made = Rehearsal(lock)
         for parameter in parameters:  # they are the first of the state
             made.node_of(parameter)
-        with recording(made):
+        stack, depth = LOCAL.stack, len(LOCAL.stack)
+        try:  # from here on, for Ctrl-C may come as soon as it is there
+            stack.append(made)
             optimizer.record_step(made, parameters)
+        finally:
+            del stack[depth:]
         pairs = list(made.state.values())
         self.state = [p for p, _ in pairs]
         self.live = [(read, n.type.dtype) for read, n in made.live]

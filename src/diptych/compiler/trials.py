@@ -15,7 +15,7 @@ from __future__ import annotations
 from diptych.compiler import TAKEN, TASK
 
 PERIOD = 4096  # runs; a power of two
-SINGLE, SHARED = 4, 64  # runs on one thread; divided ones, while which a worker wakes up
+SINGLE, SHARED = 4, 64  # runs on one thread; divided ones, during which a worker wakes up
 FIRST = 128  # runs before the first trial
 GAIN = 4  # what division must gain: a 2^4th of the time
 STATE = [PERIOD - FIRST, 0, 0, 1]

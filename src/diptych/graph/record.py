@@ -95,11 +95,12 @@ def set_default(recorder: Recorder) -> None:
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    LOCAL.stack.append(recorder)
-    try:
+    stack, depth = LOCAL.stack, len(LOCAL.stack)
+    try:  # from here on, for Ctrl-C may come as soon as it is there
+        stack.append(recorder)
         yield
     finally:
-        LOCAL.stack.pop()
+        del stack[depth:]
 
 
 GRAPH = GraphRecorder()
@@ -108,13 +109,13 @@ GRAPH = GraphRecorder()
 @contextmanager
 def origin(where: Where) -> Iterator[None]:
     """Record plain nodes that carry the line `where`."""
-    before = LOCAL.where
-    LOCAL.where = where
-    LOCAL.stack.append(GRAPH)
+    stack, depth, before = LOCAL.stack, len(LOCAL.stack), LOCAL.where
     try:
+        LOCAL.where = where
+        stack.append(GRAPH)
         yield
     finally:
-        LOCAL.stack.pop()
+        del stack[depth:]
         LOCAL.where = before
 
 

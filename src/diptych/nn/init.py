@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from diptych import engine
-from diptych.dtypes import TensorType, i64
+from diptych.dtypes import Dim, TensorType, i64
 from diptych.errors import ShapeError
 from diptych.generator import default_generator
 from diptych.graph.node import Graph, input_node
-from diptych.graph.record import GRAPH, recording
+from diptych.graph.record import author_line, origin
 from diptych.ops.random import normal_from
 from diptych.philox import philox
 
@@ -33,13 +34,21 @@ def uniform(shape: Sequence[int], low: float, high: float) -> Array:
 
 def normal(shape: Sequence[int], mean: float = 0.0, std: float = 1.0) -> Array:
     """z * std + mean, z as `dp.normal` draws it (Box and Muller), in f32."""
-    state, count = input_node(TensorType((2,), i64)), math.prod(shape)
-    with recording(GRAPH):
-        graph = Graph((state,), (normal_from((count,), state),))
+    count = math.prod(shape)
     device = "cpu" if count >= MANY else "reference"
-    (z,) = engine.run_once(graph, [np.array(default_generator().take(), np.int64)], device)
+    drawing = _drawing().find(device, [(1,)], {}, {"N": count})
+    (z,) = drawing.run([np.array(default_generator().take(), np.int64)])
     values: Array = z * np.float32(std) + np.float32(mean)
     return values.reshape(shape)
+
+
+@lru_cache(maxsize=1)
+def _drawing() -> engine.Family:
+    """Standard normal numbers from the state of a generator, however many: one executable."""
+    state = input_node(TensorType((2,), i64))
+    with origin(author_line()):
+        drawn = normal_from((Dim.symbol("N"),), state)
+    return engine.Family(Graph((state,), (drawn,)))
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:

@@ -145,33 +145,37 @@ class Code:
         return self._library[name]
 
 
-_ended: list[Any] = []  # what LLVM keeps of libraries that nobody has any more
+_loaded: dict[int, Any] = {}  # what LLVM keeps of every library, by its number
+_ended: list[int] = []  # the numbers of those that nobody has any more
 
 
 class Library:
     """Object code as functions in memory. Python may drop one anywhere, where Ctrl-C would leave
-    llvmlite's lock taken, and so would a fork: LLVM forgets it when the next is made."""
+    llvmlite's lock taken, and so would a fork: LLVM forgets it when the next is made. What it keeps
+    is held here and not by the library, for Python's collector ends all of a cycle at once."""
 
     def __init__(self, made: Sequence[bytes], names: Sequence[str]) -> None:
         global _serial
         with _lock, INSIDE:
-            _ended.clear()
+            while _ended:
+                _loaded.pop(_ended.pop(), None)
             _serial += 1
             builder = binding().JITLibraryBuilder()
             for data in made:
                 builder = builder.add_object_img(data)
             for name in names:
                 builder = builder.export_symbol(name)
-            self.loaded = builder.add_current_process().link(_jit(), f"diptych{_serial}")
-            del builder  # what LLVM made ends inside
+            loaded = builder.add_current_process().link(_jit(), f"diptych{_serial}")
+            self.places = {name: int(loaded[name]) for name in names}
+            self.number, _loaded[_serial] = _serial, loaded
 
     def __getitem__(self, name: str) -> int:
         """Where a function is."""
-        return int(self.loaded[name])
+        return self.places[name]
 
-    def __del__(self, ended: list[Any] = _ended) -> None:
-        if hasattr(self, "loaded"):
-            ended.append(self.loaded)
+    def __del__(self, ended: list[int] = _ended) -> None:
+        if hasattr(self, "number"):
+            ended.append(self.number)
 
 
 @lru_cache(maxsize=1)

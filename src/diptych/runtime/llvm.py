@@ -93,8 +93,9 @@ def binding() -> Any:
 def _binding() -> Any:
     import llvmlite.binding
 
-    llvmlite.binding.initialize_native_target()
-    llvmlite.binding.initialize_native_asmprinter()
+    with INSIDE:
+        llvmlite.binding.initialize_native_target()
+        llvmlite.binding.initialize_native_asmprinter()
     return llvmlite.binding
 
 

@@ -204,13 +204,9 @@ def steady(
 
     def run(*args: Any) -> list[Array] | None:
         """What was fetched; None where anything is different."""
-        lock = panel.lock
-        lock.acquire()  # `with` costs twice as much
-        try:
+        with panel.lock:  # where no Ctrl-C comes between taking it and what gives it back
             panel.finish()
             results = call(pool_address(), *args)
-        finally:
-            lock.release()
         if type(results) is int:
             executable.raise_failed(results, frame)
         engine.STATISTICS.calls += 1
