@@ -94,6 +94,8 @@ def arguments():
     if unknown:
         parser.error(f"unknown {sorted(unknown)}; there are {' '.join([*ALL, *GROUPS])}")
     options.workloads = asked or ALL
+    if options.peers and not Path(options.peers).is_dir():
+        parser.error(f"no folder {options.peers}")
     options.rounds = options.rounds or (3 if options.quick else 9)
     if options.cpu:
         os.environ["BENCH_CLOCK"] = "cpu"
@@ -150,11 +152,12 @@ def report(options, console, results, grown, versions):
     for workload in [w for w, sides_ in results.items() if not sides_]:
         console.print(f"{workload}: left out, it takes {NEEDS.get(workload, 'more')}")
     growth.show(grown, console)
+    if options.quick or options.cpu:
+        return
     earlier = previous()
     for line in table.slower(results, earlier):
         console.print(f"slower than on {earlier['date']}: {line}", style="yellow")
-    if not (options.quick or options.cpu):
-        keep(earlier, results, found, grown, versions)
+    keep(earlier, results, found, grown, versions)
 
 
 def processor():

@@ -153,6 +153,8 @@ CASES = [
     Case("l1_loss", F.l1_loss, [(5, 9), (5, 9)], normal, ["l1_loss"]),
     Case("binary_cross_entropy", F.binary_cross_entropy, [(5, 9), (5, 9)], unit,
          ["binary_cross_entropy"]),
+    Case("binary_cross_entropy_with_logits", F.binary_cross_entropy_with_logits,
+         [(5, 9), (5, 9)], [normal, unit], ["binary_cross_entropy_with_logits"]),
     Case("permutation", lambda: dp.permutation(37), [], [], ["words", "rank"],
          smooth=False),
     Case("accuracy", F.accuracy, [(8, 10), (8,)], [normal, below(10)], ["accuracy"], False),

@@ -183,6 +183,7 @@ CALLS = [
     (lambda: optim.SGD(LAYER.parameters), "a method", "model.parameters()"),
     (lambda: optim.SGD(None), "a NoneType", "model.parameters()"),
     (lambda: optim.SGD([]), "an empty list", "model.parameters()"),
+    (lambda: optim.SGD([*LAYER.parameters(), LAYER.weight]), "there twice", "dict.fromkeys"),
     (lambda: optim.SGD(LAYER.named_parameters()), "a tuple", "model.parameters()"),
     (lambda: optim.SGD([{"params": LAYER.parameters()}]), "a dict", "for each group"),
     (lambda: dp.save_state(LAYER, "no"), "a Linear", ".state_dict()"),

@@ -132,26 +132,54 @@ def test_initialisers_have_their_distributions():
         init.kaiming_normal((3,))
     with pytest.raises(ShapeError, match="features"):
         nn.Linear(0, 3)
+    for shape, why in (((3.5, 3), "whole number"), ((-3, 3), "0 or more"), (3, "two axes")):
+        with pytest.raises(ShapeError, match=why):
+            init.kaiming_normal(shape)
 
 
-@pytest.mark.parametrize("many", (1, init.MANY), ids=("compiled", "reference"))
+@pytest.mark.parametrize("draw", ("normal", "uniform"))
+@pytest.mark.parametrize("many", (1, 1 << 30), ids=("compiled", "reference"))
 @pytest.mark.parametrize("shape", ((5, 7), (), (3, 0), (2, 3, 129)), ids=str)
-def test_normal_weights_are_the_numbers_of_dp_normal(shape, many, monkeypatch):
-    monkeypatch.setattr(init, "MANY", many)
+def test_weights_are_the_numbers_that_dp_draws(shape, many, draw, monkeypatch):
+    monkeypatch.setattr(init, f"MANY_{draw.upper()}", many)
     dp.manual_seed(3)
-    weights = init.normal(shape)
+    weights = getattr(init, draw)(shape, -1.0, 3.0)
     dp.manual_seed(3)
-    assert weights.shape == shape
-    assert weights.tobytes() == dp.normal(shape).numpy().tobytes()
+    assert weights.shape == shape and weights.dtype == np.float32
+    assert weights.tobytes() == getattr(dp, draw)(shape, -1.0, 3.0).numpy().tobytes()
 
 
 def test_large_normal_weights_are_drawn_by_one_executable():
-    assert init.normal((2 * init.MANY,)).std() > 0.9
+    assert init.normal((2 * init.MANY_NORMAL,)).std() > 0.9
     with dp.no_recompile():
-        for shape in ((init.MANY,), (300, 400), (2 * init.MANY,)):
+        for shape in ((init.MANY_NORMAL,), (300, 400), (2 * init.MANY_NORMAL,)):
             calls = engine.STATISTICS.calls
             assert init.normal(shape).std() > 0.9
             assert engine.STATISTICS.calls == calls + 1
+
+
+@pytest.mark.parametrize("device", ("cpu", "reference"))
+def test_binary_cross_entropy_where_probabilities_are_0_and_1(device):
+    """As PyTorch 2.13 has these numbers."""
+    dp.use_device(device)
+    try:
+        p = dp.tensor([0.0, 1.0, 1.0, 0.0], requires_grad=True)
+        target = dp.tensor([0.0, 1.0, 0.0, 1.0])
+        loss = F.binary_cross_entropy(p, target)
+        loss.backward()
+        assert loss.item() == 50.0
+        assert p.grad.numpy() == pytest.approx([0.0, 0.0, 2.5e11, -2.5e11], rel=1e-6)
+        x = dp.tensor([-20.0, 20.0, 20.0, -120.0], requires_grad=True)
+        loss = F.binary_cross_entropy_with_logits(x, target)
+        loss.backward()
+        assert loss.item() == 35.0
+        expected = [0.25 / (1 + np.exp(20.0)), 0.0, 0.25, -0.25]
+        assert x.grad.numpy() == pytest.approx(expected, rel=1e-6)
+        x.grad = None
+        F.binary_cross_entropy(F.sigmoid(x), target).backward()
+        assert np.isfinite(x.grad.numpy()).all()
+    finally:
+        dp.use_device("cpu")
 
 
 def test_permutations():

@@ -287,13 +287,6 @@ def test_two_optimizers_and_two_steps_in_a_row():
     assert Run(rule).bits() == eagerly(rule)
 
 
-def test_a_parameter_listed_twice_is_updated_twice():
-    def rule(parameters):
-        return optim.SGD([*parameters, parameters[0]], lr=0.1)
-
-    assert Run(rule).bits() == eagerly(rule)
-
-
 def test_half_precision_beside_single():
     def run():
         a = dp.Parameter(np.linspace(-1, 1, 6, dtype=np.float32))

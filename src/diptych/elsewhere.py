@@ -121,13 +121,10 @@ MODULES = {
         "CrossEntropyLoss": "F.cross_entropy(scores, labels)",
         "NLLLoss": "F.nll_loss(x, labels)", "MSELoss": "F.mse_loss(x, target)",
         "L1Loss": "F.l1_loss(x, target)", "BCELoss": "F.binary_cross_entropy(p, target)",
-        "BCEWithLogitsLoss": "F.binary_cross_entropy(F.sigmoid(x), target)",
+        "BCEWithLogitsLoss": "F.binary_cross_entropy_with_logits(x, target)",
         "utils": "optim.clip_grad_norm_, optim.clip_grad_value_",
     },
     "diptych.optim": {"lr_scheduler": "optim.StepLR(optimizer, every=...), optim.CosineLR"},
-    "diptych.nn.functional": {
-        "binary_cross_entropy_with_logits": "F.binary_cross_entropy(F.sigmoid(x), target)",
-    },
     "diptych.data": {
         "TensorDataset": "data.arrays(images, labels)",
         "Dataset": "no base class: an object with __len__ and __getitem__",

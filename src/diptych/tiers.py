@@ -1,8 +1,9 @@
 """Two tiers: code that would take LLVM long is first made in haste, and anew once it recurs.
 
-Code made in haste is the same text, translated without optimising: it is there in a quarter of the
-time, takes two to eight times as long to run, and gives the same bits. So nothing waits long for
-the first run of a program, and a loop goes on while its step is optimised in the background.
+Code made in haste is the same text, translated without optimising: it is there in about a third of
+the time, takes up to ten times as long to run (docs/performance.md), and gives the same bits. So
+nothing waits long for the first run of a program, and a loop goes on while its step is optimised in
+the background.
 """
 
 from __future__ import annotations

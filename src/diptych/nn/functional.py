@@ -7,6 +7,7 @@ from diptych.ops.indexing import one_hot
 from diptych.ops.losses import (
     accuracy,
     binary_cross_entropy,
+    binary_cross_entropy_with_logits,
     cross_entropy,
     cross_entropy_on_probabilities,
     elu,
@@ -26,6 +27,7 @@ from diptych.ops.random import dropout
 __all__ = [
     "accuracy",
     "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
     "cross_entropy",
     "cross_entropy_on_probabilities",
     "dropout",

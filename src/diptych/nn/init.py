@@ -3,64 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from diptych import engine
-from diptych.dtypes import Dim, TensorType, i64
+from diptych import engine, interpret
+from diptych.dtypes import Dim, Dimension, TensorType, i64
 from diptych.errors import ShapeError
 from diptych.generator import default_generator
 from diptych.graph.node import Graph, input_node
 from diptych.graph.record import author_line, origin
-from diptych.ops.random import normal_from
-from diptych.philox import philox
+from diptych.ops.base import as_shape
+from diptych.ops.random import normal_from, uniform_from
 
 Array = np.ndarray[Any, Any]
-MANY = 1 << 16  # values that compiled code draws sooner, its compile included, than the reference
+# Values that compiled code draws sooner than the reference, which needs no compile.
+MANY_UNIFORM, MANY_NORMAL = 1 << 22, 1 << 16
 
 
 def uniform(shape: Sequence[int], low: float, high: float) -> Array:
     """low + u * (high - low), u the top 24 bits of a word times 2^-24, in f32."""
-    count = math.prod(shape)
-    seed, stream = default_generator().take()
-    words = philox(seed, stream, count)
-    u = (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-    span = np.float32(high - low)
-    return (u * span + np.float32(low)).reshape(shape)
+    values = _drawn(uniform_from, shape, MANY_UNIFORM)
+    values *= np.float32(high - low)
+    values += np.float32(low)
+    return values
 
 
 def normal(shape: Sequence[int], mean: float = 0.0, std: float = 1.0) -> Array:
     """z * std + mean, z as `dp.normal` draws it (Box and Muller), in f32."""
-    count = math.prod(shape)
-    device = "cpu" if count >= MANY else "reference"
-    drawing = _drawing().find(device, [(1,)], {}, {"N": count})
-    (z,) = drawing.run([np.array(default_generator().take(), np.int64)])
-    values: Array = z * np.float32(std) + np.float32(mean)
-    return values.reshape(shape)
+    values = _drawn(normal_from, shape, MANY_NORMAL)
+    values *= np.float32(std)
+    values += np.float32(mean)
+    return values
 
 
-@lru_cache(maxsize=1)
-def _drawing() -> engine.Family:
-    """Standard normal numbers from the state of a generator, however many: one executable."""
+def _drawn(draw: Callable[..., Any], shape: Sequence[int], many: int) -> Array:
+    """Numbers of the next stream."""
+    sizes: Any = as_shape(shape)
+    count = math.prod(sizes)
+    given = [np.array(default_generator().take(), np.int64)]
+    if count >= many:
+        found = _drawing(draw).find("cpu", [(1,)], {}, {"N": count}).run(given)
+    else:
+        found = interpret.run(_graph(draw, count), given)
+    values: Array = found[0].reshape(sizes)
+    return values
+
+
+@lru_cache(maxsize=2)
+def _drawing(draw: Callable[..., Any]) -> engine.Family:
+    """One executable for any count."""
+    return engine.Family(_graph(draw, Dim.symbol("N")))
+
+
+def _graph(draw: Callable[..., Any], count: Dimension) -> Graph:
+    """So many numbers from the state of a generator."""
     state = input_node(TensorType((2,), i64))
     with origin(author_line()):
-        drawn = normal_from((Dim.symbol("N"),), state)
-    return engine.Family(Graph((state,), (drawn,)))
+        return Graph((state,), (draw((count,), state),))
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight (out, in, ...)."""
-    if len(shape) < 2:
+    sizes: Any = as_shape(shape)
+    if len(sizes) < 2:
         raise ShapeError(
             "a weight has two axes or more, (out, in, ...)",
-            f"{tuple(shape)}",
+            f"{sizes}",
             "initialise vectors with uniform or normal",
         )
-    receptive = math.prod(shape[2:])
-    return shape[1] * receptive, shape[0] * receptive
+    receptive = math.prod(sizes[2:])
+    return sizes[1] * receptive, sizes[0] * receptive
 
 
 def kaiming_uniform(shape: Sequence[int]) -> Array:

@@ -203,12 +203,42 @@ def l1_loss(x: Handle, target: Handle) -> Handle:
 
 @composite
 def binary_cross_entropy(p: Handle, target: Handle) -> Handle:
-    """mean(-(t*log(p) + (1-t)*log(1-p))), each logarithm no less than -100."""
+    """mean(-(t*log(p) + (1-t)*log(1-p))), each logarithm no less than -100. Cotangent of p
+    (p - t) / max(p*(1-p), 1e-12) * (g / n), as PyTorch has it: finite where p is 0 or 1."""
     _same_shape(p, target, "binary_cross_entropy")
-    hit = maximum(log(p), -100.0)
-    miss = maximum(log1p(negative(p)), -100.0)
+    hit, miss = _logarithms(p)
     both = add(multiply(target, hit), multiply(subtract(1.0, target), miss))
     return mean(negative(both))
+
+
+def _logarithms(p: Handle) -> tuple[Handle, Handle]:
+    """log(p) and log(1 - p), no less than -100."""
+    return maximum(log(p), -100.0), maximum(log1p(negative(p)), -100.0)
+
+
+@binary_cross_entropy.with_gradient
+def _binary_gradient(g: Node, node: Node) -> list[Node | None]:
+    p, target = node.inputs
+    scale = divide(g, size_of(p, tuple(range(p.type.rank))))
+    hit, miss = _logarithms(p)
+    slope = divide(subtract(p, target), maximum(multiply(p, subtract(1.0, p)), 1e-12))
+    return [multiply(slope, scale), multiply(subtract(miss, hit), scale)]
+
+
+@composite
+def binary_cross_entropy_with_logits(x: Handle, target: Handle) -> Handle:
+    """The binary cross entropy of sigmoid(x), without an infinity on the way:
+    mean(max(x, 0) - x*t + log(1 + exp(-|x|))). Cotangent of x (sigmoid(x) - t) * (g / n)."""
+    _same_shape(x, target, "binary_cross_entropy_with_logits")
+    straight = subtract(maximum(x, 0.0), multiply(x, target))
+    return mean(add(straight, log1p(exp(negative(abs(x))))))
+
+
+@binary_cross_entropy_with_logits.with_gradient
+def _logits_gradient(g: Node, node: Node) -> list[Node | None]:
+    x, target = node.inputs
+    scale = divide(g, size_of(x, tuple(range(x.type.rank))))
+    return [multiply(subtract(sigmoid(x), target), scale), multiply(negative(x), scale)]
 
 
 @composite

@@ -127,10 +127,15 @@ class Uniform(Operator):
 
 def uniform(shape: Any, low: float = 0.0, high: float = 1.0) -> Handle:
     """low + u * (high - low), u from 0 to 1 - 2^-24, f32."""
-    u = record(Uniform(as_shape(shape)), current().random_state())
+    u = uniform_from(as_shape(shape), current().random_state())
     if (low, high) == (0.0, 1.0):
         return u
     return add(multiply(u, high - low), low)
+
+
+def uniform_from(shape: tuple[Dimension, ...], state: Handle) -> Handle:
+    """The top 24 bits of random words, times 2^-24, f32."""
+    return record(Uniform(shape), state)
 
 
 def normal(shape: Any, mean: float = 0.0, std: float = 1.0) -> Handle:

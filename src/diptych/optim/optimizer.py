@@ -74,6 +74,12 @@ class Optimizer(ABC, OfOptimizer):
                 f"a {type(wrong[0]).__name__}",
                 _INSTEAD.get(type(wrong[0]), "make it a dp.Parameter"),
             )
+        if len(set(map(id, self.parameters))) < len(self.parameters):
+            raise DiptychError(
+                "an optimizer takes each parameter once",
+                "one is there twice, and would be updated twice a step",
+                "list(dict.fromkeys(parameters)), as model.parameters() has them",
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, rehearses for itself."""

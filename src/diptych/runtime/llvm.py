@@ -178,8 +178,8 @@ def _past_the_lock(function: Any) -> Any:
 
 
 def object_code(text: str, target: Target, level: int = USUAL) -> bytes:
-    """Translate one module. In haste that takes a quarter of the time, and the code two to ten
-    times as long."""
+    """Translate one module. In haste that takes about a third of the time, and the code up to ten
+    times as long to run."""
     return apart(partial(_object_code, text, target, level))
 
 
