@@ -208,3 +208,13 @@ def test_what_waits_from_before_is_no_reason_to_refuse():
     later = dp.cos(weights) + 1.0
     with dp.no_recompile():  # both are run before anything is forbidden
         assert later.numpy().shape == kept[0].numpy().shape == (11,)
+
+
+def test_why_tells_another_constant():
+    scaled = dp.compile(lambda x, factor: dp.sin(x) * factor - 0.125)
+    scaled(X, 2.0)
+    scaled(X, 2.5)
+    assert last().new == "the same calls with another constant: 2.5 instead of 2.0"
+    scaled(X, np.float32(2.0))
+    with dp.no_recompile():
+        scaled(X, np.float32(2.5))

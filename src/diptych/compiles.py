@@ -12,7 +12,7 @@ from typing import Any
 
 from diptych.dtypes import TensorType
 from diptych.errors import RecompileError
-from diptych.graph.node import NOWHERE, Graph, Node, Operator, Where
+from diptych.graph.node import NOWHERE, Constant, Graph, Node, Operator, Where
 
 KEPT = 1000  # compiles that are remembered
 
@@ -47,6 +47,7 @@ class Form:
 
     types: tuple[TensorType, ...]
     operators: tuple[Operator, ...]
+    constants: tuple[tuple[bytes, TensorType], ...]  # bytes of numbers; none of arrays
     outputs: tuple[int, ...]
     layout: tuple[Any, ...]
     in_place: tuple[Any, ...]
@@ -118,15 +119,19 @@ def _described(
     number: dict[Node, int] = {n: k for k, n in enumerate(graph.inputs)}
     calls: list[Any] = []
     operators: list[Operator] = []
+    constants: list[tuple[bytes, TensorType]] = []
     for node in graph.nodes:
         if node not in number:
             number[node] = len(number)
             calls.append((node.op.name, *[number[i] for i in node.inputs]))
             if node.inputs:
                 operators.append(node.op)
+            elif isinstance(node.op, Constant):
+                constants.append((node.op.data if node.type.size == 1 else b"", node.type))
     form = Form(
         tuple(n.type for n in graph.inputs),
         tuple(operators),
+        tuple(constants),
         tuple(number[o] for o in graph.outputs),
         tuple(sorted(strides.items())),
         tuple(sorted(donated.items())),
@@ -156,6 +161,10 @@ def _difference(before: Form, now: Form) -> str:
         if op is not new and repr(op.attributes()) != repr(new.attributes()):  # 0.0 is not -0.0
             had, has = op.attributes(), new.attributes()
             return f"the same calls with other attributes: {has} instead of {had}"
+    for held, holds in zip(before.constants, now.constants, strict=False):
+        if held != holds:
+            number, instead = _shown(*holds), _shown(*held)
+            return f"the same calls with another constant: {number} instead of {instead}"
     if before.outputs != now.outputs:
         return "the same calls, but other values are kept"
     if before.layout != now.layout:
@@ -163,6 +172,11 @@ def _difference(before: Form, now: Form) -> str:
     if before.in_place != now.in_place:
         return "the same calls, but other parameters are updated in place"
     return "the same calls, which were compiled for another owner"
+
+
+def _shown(data: bytes, type: TensorType) -> str:
+    """The number that a constant is; of more than one, their type."""
+    return str(Constant(data).array(type).ravel()[0]) if data else repr(type)
 
 
 def why() -> Compiles:

@@ -397,7 +397,8 @@ def compile(function: Function | None = None, *, check: int = 0) -> Any:
 
     The first call with arguments of given types records it; later calls are one native call. The
     parameters and optimizer state that it reads or assigns are found by the recorder. Arrays may
-    stand in nested tuples, lists and dicts; other arguments are part of the capture.
+    stand in nested tuples, lists and dicts; other arguments are part of the capture: a number that
+    changes from call to call is passed as `np.float32(0.5)`, which is an array.
 
     A capture is guarded by the numbers among the globals, closure variables, defaults and
     attributes that the function, or one that it calls, names, by the identity of modules,
