@@ -275,6 +275,29 @@ def test_what_is_computed_of_released_values_is_no_constant(eager, looked):
         dp.set_eager(False)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_leaf_ends_what_was_released(eager):
+    weight = dp.Parameter(np.array([1.0, 2.0], np.float32))
+    average = dp.Parameter(np.array([1.0, 1.0], np.float32), trainable=False)
+    dp.set_eager(eager)
+    try:
+        for _ in range(2):
+            hidden = weight * 3.0
+            loss = hidden.sum()
+            loss.backward()
+            weight.grad = None
+            assert dp.grad(lambda x: (x * x).sum())(hidden * 2.0).tolist() == [12.0, 24.0]
+            leaf = (hidden * 2.0).requires_grad_()
+            (leaf * leaf).sum().backward()
+            assert leaf.grad.tolist() == [12.0, 24.0]
+            average.assign(hidden * 2.0)
+            (average * weight).sum().backward()
+            assert weight.grad.tolist() == [6.0, 12.0]
+            weight.grad = None
+    finally:
+        dp.set_eager(False)
+
+
 @pytest.mark.usefixtures("natively")
 def test_a_running_total_of_losses_recurs_although_backward_released_them():
     weight, total = dp.Parameter(np.array([1.0, 2.0], np.float32)), dp.tensor(0.0)

@@ -287,6 +287,48 @@ def test_two_optimizers_and_two_steps_in_a_row():
     assert Run(rule).bits() == eagerly(rule)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("rule", [optim.SGD, optim.Adam])
+@pytest.mark.parametrize("warm", [0, 3])
+def test_a_step_whose_rule_fails_is_not_made(warm, rule, looks, eager):
+    class Failing(rule):
+        fails = False
+
+        def update(self, parameter, grad):
+            if self.fails and parameter is self.parameters[-1]:
+                raise ValueError("a rule")
+            super().update(parameter, grad)
+            if looks:
+                parameter.numpy()
+
+    def trained(failures):
+        parameters = [dp.Parameter(np.arange(3, dtype=np.float32) + k) for k in range(3)]
+        settings = {"momentum": 0.9} if rule is optim.SGD else {}
+        optimizer = Failing(parameters, lr=0.1, **settings)
+        for n in range(warm + 3):
+            sum(((p * p).sum() for p in parameters), dp.tensor(0.0)).backward()
+            if n == warm and failures:
+                before = [p.numpy().tobytes() for p in parameters]
+                optimizer.fails = True
+                with pytest.raises(ValueError, match="a rule"):
+                    optimizer.step()
+                optimizer.fails = False
+                assert [p.numpy().tobytes() for p in parameters] == before
+                grads = [(p.grad * 1.0).tolist() for p in parameters]
+                assert grads == [(p * 2.0).tolist() for p in parameters]
+            optimizer.step()
+            optimizer.zero_grad()
+        state = {k: v.tobytes() for k, v in optimizer.state_dict().items()}
+        return [p.numpy().tobytes() for p in parameters], state
+
+    set_eager(eager)
+    try:
+        assert trained(True) == trained(False)
+    finally:
+        set_eager(False)
+
+
 def test_half_precision_beside_single():
     def run():
         a = dp.Parameter(np.linspace(-1, 1, 6, dtype=np.float32))

@@ -25,9 +25,18 @@ def _ends(node: Node) -> bool:
     return node.leaf or not node.needs_grad
 
 
-def seen(root: Node) -> list[Node]:
-    """All that differentiation sees of what a value came from."""
-    order = walk([root], stop=_ends)
+def seen(root: Node, targets: Sequence[Node] = ()) -> list[Node]:
+    """All that differentiation sees of what a value came from: between it and targets, if any."""
+    wanted = set(targets)
+
+    def ends(node: Node) -> bool:
+        return node in wanted or _ends(node)
+
+    order = walk([root], stop=ends)
+    for target in wanted if len(wanted) > 1 else ():  # one may be computed of another
+        below = [] if _ends(target) else walk(target.inputs, stop=ends)
+        if not wanted.isdisjoint(below):
+            order += below
     if any(n.released for n in order):  # what it lacks would be missing from gradients
         raise was_released(root)
     return order

@@ -56,7 +56,7 @@ def value_and_grad(
         try:
             panel.grad_enabled = True
             given[argument] = own = elementwise.identity(x)
-            own.node.needs_grad = True
+            own.node.needs_grad, own.node.released = True, False
             panel.changed(own.node)
             value = function(*given)
             if not isinstance(value, Tensor):
@@ -77,7 +77,7 @@ def partials(result: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
     nodes = [panel.node_of(t) for t in of]
     if any(node.released for node in nodes):
         raise was_released(root)
-    seen(root)
+    seen(root, nodes)
     for node in nodes:
         if not node.needs_grad:
             raise GraphError(

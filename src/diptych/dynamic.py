@@ -329,6 +329,8 @@ class DynamicRecorder(TensorRecorder):
                     piece.nodes.append(old)
                 key = (ASSIGN, piece.slots.get(node), place, trainable)
                 piece.point = None if None in key else piece.point.then(key)
+            if piece.undo is not None:
+                piece.undo.append((parameter, old, old.value))
             piece.replaced.append((node, old))
             if node.value is None:
                 node.pending = piece
@@ -422,20 +424,27 @@ class DynamicRecorder(TensorRecorder):
                 self._advance_by_calls(optimizer, parameters)
 
     def _advance_by_calls(self, optimizer: Any, parameters: list[Parameter]) -> None:
-        """Record a step call by call; where Ctrl-C comes in between, no part of it is made."""
-        before = [(p, p.node) for p in (*parameters, *optimizer.state())]
+        """Record a step call by call; where Ctrl-C or an error comes in between, no part of it is
+        made. Until it is whole the old values are held, so that no run in between, where a rule
+        looks or much waits, writes over them."""
         piece = self.piece
-        kept = {id(known) for known in (*piece.replaced, *piece.waiting)}
+        held = (*parameters, *optimizer.state())
+        if any([p.node.value is None for p in held]):  # it would not be there after such a run
+            self.run(piece, looked=False)
+            piece.in_step = True
+        replaced = list(piece.replaced)
+        piece.undo = undo = [(p, p.node, p.node.value) for p in held]
         try:
             super().advance(optimizer, parameters)
         except BaseException:
-            for parameter, node in before:
+            for parameter, node, _ in reversed(undo):
                 parameter.node = node
-            piece = self.piece  # another, where that one was run
+            kept = set(map(id, replaced))
             piece.replaced[:] = [known for known in piece.replaced if id(known) in kept]
-            piece.waiting[:] = [known for known in piece.waiting if id(known) in kept]
-            piece.point = None
+            piece.point = None  # what else waits, gradients among it, waits on
             raise
+        finally:
+            piece.undo = None
 
     def _rehearsed(self, optimizer: Any, parameters: list[Parameter]) -> Step | None:
         """The step of an optimizer that can be recorded once."""

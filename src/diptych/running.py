@@ -324,7 +324,10 @@ def _is_read(node: Node) -> bool:
 
 def _restore(replaced: Replaced) -> None:
     """After a failed run parameters have the values from before it."""
+    before = {id(new): old for new, old in replaced}
     for new, old in reversed(replaced):
+        while old.value is None and id(old) in before:  # assigned several times in a piece
+            old = before[id(old)]
         owner = None if new.owner is None else new.owner()
         if owner is not None and owner.node is new and old.value is not None:
             owner.bind(old, new.needs_grad)

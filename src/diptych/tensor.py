@@ -253,6 +253,7 @@ class Tensor(Operand, OfTensor):
             self.requires_grad = mode
         need_float(self.type, "a gradient")
         self.node.needs_grad = self.node.leaf = True
+        self.node.released = False  # its history is not asked for
         self.node.owner = weakref.ref(self)
         self.recorder.changed(self.node)
         return self
@@ -479,7 +480,7 @@ class Parameter(Tensor):
 
     def bind(self, node: Node, trainable: bool) -> None:
         """Take a node as the present value."""
-        node.leaf, node.needs_grad, node.kind = True, trainable, None
+        node.leaf, node.needs_grad, node.released, node.kind = True, trainable, False, None
         node.owner = weakref.ref(self)
         self.node = node
 

@@ -178,13 +178,15 @@ class Piece:
 
     __slots__ = (
         "__weakref__", "_listed", "_sites", "at_boundary", "bundles", "grad_enabled", "handle",
-        "held", "in_step", "nodes", "point", "replaced", "slots", "trail", "waiting",
+        "held", "in_step", "nodes", "point", "replaced", "slots", "trail", "undo", "waiting",
     )  # fmt: skip
 
     def __init__(self, trail: Trail, handle: Callable[[Node], Any]) -> None:
         self.trail, self.handle = trail, handle
         self.grad_enabled = True
         self.at_boundary = False
+        # While a step is recorded call by call: parameters, their nodes and values before it.
+        self.undo: list[tuple[Any, Node, Any]] | None = None
         self.clear()
 
     def clear(self) -> None:
