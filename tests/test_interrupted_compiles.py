@@ -11,14 +11,11 @@ from diptych.runtime.code import Code
 
 MODULE = "define i64 @one(ptr %table, ptr %arena) { ret i64 1 }"
 
-# An interrupt at every call and after every call of C that translating a module takes, each kept
-# with its traceback until the garbage is collected.
-TRANSLATING = f"""
+# Whether a call came as far as its `place`-th call or return from C, where Ctrl-C is raised.
+INTERRUPTED = """
 import gc, sys
-from diptych.runtime.llvm import binding, host_target, objects
-text, target = {MODULE!r}, host_target("native")
 
-def interrupted(place):
+def interrupted(call, place):
     left = place
     def look(frame, event, arg):
         nonlocal left
@@ -29,16 +26,24 @@ def interrupted(place):
                 raise KeyboardInterrupt
     sys.setprofile(look)
     try:
-        objects([text], target)
+        call()
     except KeyboardInterrupt as problem:
         problem.itself = problem
     finally:
         sys.setprofile(None)
-    return left > 0
+    return left <= 0
 
 gc.disable()
+"""
+
+# An interrupt at every place of translating a module, each kept with its traceback until the
+# garbage is collected.
+TRANSLATING = f"""{INTERRUPTED}
+from diptych.runtime.llvm import binding, host_target, objects
+text, target = {MODULE!r}, host_target("native")
+
 place = 1
-while not interrupted(place):
+while interrupted(lambda: objects([text], target), place):
     gc.collect()
     place += 1
 assert place > 10, place
@@ -60,8 +65,7 @@ def test_an_interrupt_while_llvm_is_at_work():
 
 
 # The same where the last that holds code lets it go, and where the collector of cycles does.
-DROPPING = f"""
-import gc, sys
+DROPPING = f"""{INTERRUPTED}
 from diptych.runtime.code import Code
 from diptych.runtime.llvm import host_target
 text, target = {MODULE!r}, host_target("native")
@@ -69,35 +73,19 @@ text, target = {MODULE!r}, host_target("native")
 class Cycle:
     pass
 
-def interrupted(place):
+def held():
     cycle = Cycle()
     cycle.itself, cycle.code = cycle, Code(text, target, ["one"])
-    held = [Code(text, target, ["one"]), cycle]
-    del cycle
-    left = place
-    def look(frame, event, arg):
-        nonlocal left
-        if event in ("call", "c_return"):
-            left -= 1
-            if left == 0:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-    sys.setprofile(look)
-    try:
-        held.clear()
-        gc.collect()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.setprofile(None)
-    return left <= 0
+    return [Code(text, target, ["one"]), cycle]
 
-gc.disable()
+def drop(codes):
+    codes.clear()
+    gc.collect()
 
 sys.unraisablehook = lambda told: None
-place = 1
-while interrupted(place):
-    place += 1
+place, codes = 1, held()
+while interrupted(lambda: drop(codes), place):
+    place, codes = place + 1, held()
 assert place > 1, place
 print(Code(text, target, ["one"]).functions["one"](0, 0))
 """

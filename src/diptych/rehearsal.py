@@ -116,7 +116,7 @@ class Step:
         for parameter in parameters:  # they are the first of the state
             made.node_of(parameter)
         stack, depth = LOCAL.stack, len(LOCAL.stack)
-        try:  # from here on, for Ctrl-C may come as soon as it is there
+        try:  # not `with recording`, which Ctrl-C may leave late: this is the author's thread
             stack.append(made)
             optimizer.record_step(made, parameters)
         finally:

@@ -38,9 +38,9 @@ class TensorRecorder(Recorder):
     def record(self, op: Operator, operands: Sequence[Any]) -> Tensor:
         inputs = tuple([self.node_of(o) for o in operands])
         type = op.infer(*[i.type for i in inputs])
-        needs = self.grad_enabled and op.carries_gradient(type, inputs)
-        node = Node(op, inputs, type, author_line(), needs_grad=needs)
-        node.released = self.grad_enabled and not needs and op.lost_gradient(type, inputs)
+        node = Node(op, inputs, type, author_line())
+        if self.grad_enabled:
+            node.needs_grad, node.released = op.history(type, inputs)
         return self.made(Tensor(node, self))
 
     def made(self, tensor: Tensor) -> Tensor:

@@ -350,8 +350,7 @@ class Trail:
         """The point after a call that was not made from here before."""
         types = [i.type for i in inputs]
         type = op.infer(*types)
-        needs = piece.grad_enabled and op.carries_gradient(type, inputs)
-        released = piece.grad_enabled and not needs and op.lost_gradient(type, inputs)
+        needs, released = op.history(type, inputs) if piece.grad_enabled else (False, False)
         point = Point(type, needs, released)
         self.points += 1
         checks = [(n, size) for n, size, _ in op.positions(*types) if isinstance(size, int)]

@@ -71,22 +71,15 @@ class Operator:  # not an ABC, whose isinstance is four times slower: it is aske
         """Whether any gradient can pass from the result to an input."""
         return True
 
-    def carries_gradient(self, result: TensorType, inputs: Sequence[Node]) -> bool:
-        """Whether the result of a call with these inputs has a gradient, where any is asked for."""
-        return (
-            result.dtype.is_float
-            and any([i.needs_grad for i in inputs])
-            and self.flows(*[i.type for i in inputs])
-        )
-
-    def lost_gradient(self, result: TensorType, inputs: Sequence[Node]) -> bool:
-        """Whether the result would have a gradient, had no backward released what an input came
-        from."""
-        return (
-            result.dtype.is_float
-            and any([i.released for i in inputs])
-            and self.flows(*[i.type for i in inputs])
-        )
+    def history(self, result: TensorType, inputs: Sequence[Node]) -> tuple[bool, bool]:
+        """Whether the result of a call with these inputs has a gradient, where any is asked for;
+        and whether it would have one, had no backward released what an input came from."""
+        needs = any([i.needs_grad for i in inputs])
+        lost = not needs and any([i.released for i in inputs])
+        if not (needs or lost) or not result.dtype.is_float:
+            return False, False
+        flows = self.flows(*[i.type for i in inputs])
+        return needs and flows, lost and flows
 
     def attributes(self) -> dict[str, Any]:
         return dict(vars(self))

@@ -53,7 +53,7 @@ class GraphRecorder(Recorder):
 
     def record(self, op: Operator, operands: Sequence[Any]) -> Node:
         type = op.infer(*[o.type for o in operands])
-        needs = op.carries_gradient(type, operands)
+        needs, _ = op.history(type, operands)
         return Node(op, tuple(operands), type, LOCAL.where, needs_grad=needs)
 
     def scalar(self, value: float, dtype: DType) -> Node:
