@@ -38,6 +38,7 @@ class Access:
     """The part of an emitter that moves elements between memory and registers."""
 
     kernel: Kernel
+    value: k.Expr
     text: FunctionText
     scalars: Scalars
     sizes: Sizes
@@ -141,9 +142,7 @@ class Access:
             at = self._offset({n: form[n] for n in form if n in self.inner}, point)
             return self._element(buffer, base, at, step, point)
         at = self._offset(form, point)
-        if buffer.panel:
-            more = self._product(point.base, buffer.panel_step)
-            at = self._total(at, more)
+        at = self._in_panel(buffer, at, point)
         return self._strided_load(buffer, at, form, point)
 
     def _element(self, buffer: Buffer, base: str, at: str, step: Dimension, point: Point) -> Value:
@@ -155,9 +154,14 @@ class Access:
     def _outside(self, buffer: Buffer, form: Affine, point: Point) -> str:
         """Where a load in the loops of a fold starts: what does not move in them."""
         at = self._offset({n: form[n] for n in form if n not in self.inner}, point)
-        if buffer.panel:
-            at = self._total(at, self._product(point.base, buffer.panel_step))
-        return self._address(buffer, at)
+        return self._address(buffer, self._in_panel(buffer, at, point))
+
+    def _in_panel(self, buffer: Buffer, at: str, point: Point) -> str:
+        """An offset by strides, in the panel where the vector is."""
+        panels = buffer.panels
+        if panels is None:
+            return at
+        return self._total(at, self._product(point.base, panels.step // panels.width - 1))
 
     def _strided_load(self, buffer: Buffer, at: str, form: Affine, point: Point) -> Value:
         """A load whose first lane is at the offset `at`; `form` says how lanes move."""
@@ -312,7 +316,7 @@ class Access:
     def _store(self, point: Point) -> None:
         kernel, lanes, text = self.kernel, self.lanes, self.text
         out = kernel.out
-        value = self.widen(point.memo[id(kernel.value)], kernel.value.dtype, lanes)
+        value = self.widen(point.memo[id(self.value)], self.value.dtype, lanes)
         form: Affine = {
             n: s
             for n, s, d in zip(kernel.indices, out.strides, kernel.shape, strict=True)

@@ -167,6 +167,6 @@ def _keeps_rows(kernel: Kernel, rows: Rows, writer: Kernel, own: Rows) -> bool:
 def _alike(a: Buffer, b: Buffer) -> bool:
     """Whether two buffers of one memory have their elements at the same places."""
     return a is b or (
-        (a.type, a.strides, a.first, a.panel) == (b.type, b.strides, b.first, b.panel)
-        and a.panel == 0
+        a.panels is b.panels is None
+        and (a.type, a.strides, a.first) == (b.type, b.strides, b.first)
     )

@@ -15,117 +15,55 @@ from diptych.compiler.access import Point
 from diptych.compiler.affine import offset, step_along
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.folds import FoldRule
-from diptych.compiler.kernels import Buffer, Kernel, Rows
+from diptych.compiler.kernels import Kernel, Rows
 from diptych.compiler.scalars import llvm_type
 from diptych.compiler.sizes import SizeTable, Units
 from diptych.compiler.target import LINE, Target
-from diptych.compiler.tiling import SHORT, Piece, choose_tile
+from diptych.compiler.tiling import SHORT, Piece
 from diptych.dtypes import Dim, Dimension, i64, product
+from diptych.errors import InternalError
 from diptych.kernel import expr as k
 
 SMALL_SIDE = 1 << 14  # bytes of the vector side that stay in the nearest cache
 FIRST_CACHE, SECOND_CACHE = 1 << 16, 1 << 19  # bytes that are not in the one; that are in the other
 FAR_RESULT = 1 << 18  # bytes of a result that is not in the nearest cache when it is written over
 FAR_ROWS = 1 << 20  # bytes of what rows are picked from, where they come from memory
-LITTLE, THRIFT = 1 << 19, 0.03  # multiply-adds of a product whose code costs more than its tiles
 PARALLEL_TERMS = 1 << 16  # multiply-adds below which a kernel stays on one thread
 
 
-def is_contraction(kernel: Kernel) -> bool:
-    """Whether the value folds once, over a product with terms, and has an axis to divide."""
-    if kernel.limit is not None or all(d == 1 for d in kernel.shape):
-        return False
-    folds = [e for e in k.walk([kernel.value]) if e.op == "fold"]
-    return (
-        len(folds) == 1
-        and folds[0].attr[0] == "contract"
-        and all(loop.extent for loop in folds[0].attr[1])
-        and all(a.op == "load" for a in folds[0].args)
-    )
-
-
-def _worth(step: Dimension | None) -> float:
-    """A load for a vector that stays, goes on by 1, or does anything else."""
-    return 0.0 if step == 0 else 2.0 if step == 1 else -8.0
-
-
 class ContractionEmitter(KernelEmitter):
-    """Emits one kernel whose value holds one contraction of two loads."""
+    """Emits one kernel whose value holds one contraction, as its `Choice` says."""
 
     def __init__(
         self, kernel: Kernel, target: Target, declare: set[str], number: int, table: SizeTable
     ) -> None:
         super().__init__(kernel, target, declare, number, table)
+        choice = kernel.choice
+        if choice is None:
+            raise InternalError(f"no choice of tiles for {kernel.node!r}")
+        self.choice = choice
         (self.fold,) = self.folds
         self.terms = self.sizes.typical(product(loop.extent for loop in self.fold.attr[1]))
-        real = [n for n, d in enumerate(kernel.shape) if d != 1]
-        self.vector = max(real, key=lambda n: (self._in_panels(n), self._score(n), n))
-        self.side = self._vector_side()
-        rest = [n for n in real if n != self.vector]
-        self.row = max(rest, key=self._row_score, default=-1)
-        strides = kernel.out.strides
-        others = (n for n in rest if n != self.row)
-        self.outer = sorted(others, key=lambda n: -self.sizes.typical(strides[n]))
-        self.rows: Dimension = kernel.shape[self.row] if rest else 1
+        self.vector, self.row, self.outer = choice.vector, choice.row, choice.outer
+        self.tile = choice.tile
+        self.rows: Dimension = kernel.shape[self.row] if self.row >= 0 else 1
         self.columns: Dimension = kernel.shape[self.vector]
-        width = self.side.panel if self.side is not None else 0
-        work = self.terms * self.sizes.typical(product(kernel.shape))
-        self.tile = choose_tile(
-            self.sizes.typical(self.rows),
-            self.sizes.typical(self.columns),
-            target,
-            width=width,
-            thrift=THRIFT if work < LITTLE else 0.0,
-            column=0 if width else self.terms * target.lanes * self.fold.dtype.bytes,
-        )
         self.down = (self.rows, self.tile.rows)
         self.across = (self.columns, self._width())
 
     def _width(self) -> int:
         return self.tile.columns * self.target.lanes
 
-    # ---- which axis is which -----------------------------------------------------------------
-
-    def _steps(self, axis: int, under: tuple[k.Expr, ...]) -> list[Dimension | None]:
-        """How far each load under some expressions moves along an axis of the result."""
-        name = self.kernel.indices[axis]
-        loads = (e for e in k.walk(under) if e.op == "load")
-        return [step_along(e, name, self.affine_memo) for e in loads]
-
-    def _in_panels(self, axis: int) -> bool:
-        """Whether a side lies in panels along an axis: its addresses count on vectors along it."""
-        name = self.kernel.indices[axis]
-        return any(
-            load.attr.panel and step_along(load, name, self.affine_memo) == 1
-            for load in self.fold.args
-        )
-
-    def _score(self, axis: int) -> float:
-        """How well vectors lie along an axis: inside the fold it counts for every term."""
-        inside = sum(_worth(s) for s in self._steps(axis, self.fold.args))
-        everything = sum(_worth(s) for s in self._steps(axis, (self.kernel.value,)))
-        score = everything + min(self.terms, 64) * inside
-        score += 1.0 if self.kernel.out.strides[axis] == 1 else -8.0
-        extent = self.sizes.typical(self.kernel.shape[axis])
-        return score + 6.0 * min(extent, self.target.lanes) / self.target.lanes
-
-    def _vector_side(self) -> Buffer | None:
-        """The buffer that is read a vector at a time, or None where both sides are."""
-        moving = [
-            load.attr
-            for load in self.fold.args
-            if step_along(load, self.kernel.indices[self.vector], self.affine_memo) not in (0, None)
-        ]
-        return moving[0] if len(moving) == 1 else None
-
-    def _row_score(self, axis: int) -> tuple[bool, int, int]:
-        """Rows share the vectors of a tile: best is a long axis that the vector side lacks."""
-        shared = all(
-            load.attr is not self.side
-            or step_along(load, self.kernel.indices[axis], self.affine_memo) == 0
-            for load in self.fold.args
-        )
-        return shared, min(self.sizes.typical(self.kernel.shape[axis]), 24), axis
+    def _readable(self, value: k.Expr) -> k.Expr:
+        """The value as it is: panels are read a tile a panel, by vectors along them."""
+        choice = self.kernel.choice
+        assert choice is not None
+        for load in [e for e in k.walk([value]) if e.op == "load" and e.attr.panels is not None]:
+            along = step_along(load, self.kernel.indices[choice.vector], self.affine_memo)
+            width = choice.tile.columns * self.target.lanes
+            if not (load.attr.panels.width == choice.panel == width and along == 1):
+                raise InternalError(f"{load.attr.panels} are not those of {choice}")
+        return value
 
     # ---- units -------------------------------------------------------------------------------
 
@@ -384,7 +322,7 @@ class ContractionEmitter(KernelEmitter):
             return []
         name, found = self.kernel.indices[self.row], list[str]()
         self.inner = frozenset({loops[0].name})
-        for load in self.fold.args:
+        for load in [a for a in self.fold.args if a.op == "load"]:
             far = self.sizes.typical(load.attr.bytes) >= FAR_ROWS
             rows = step_along(load, name, self.affine_memo) is None
             if not far or not rows or step_along(load, loops[0].name, self.affine_memo) != 1:

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from diptych.compiler import ENTRY, modes, trials
 from diptych.compiler.chains import chained
-from diptych.compiler.contraction import ContractionEmitter, is_contraction
+from diptych.compiler.contraction import ContractionEmitter
 from diptych.compiler.emit_llvm import KernelEmitter
 from diptych.compiler.kernels import Buffer, Kernel, structure
 from diptych.compiler.sizes import SizeTable
@@ -284,7 +284,7 @@ done:
 
 
 def _emitter(kernel: Kernel) -> type[KernelEmitter]:
-    if is_contraction(kernel):
+    if kernel.choice is not None:
         return ContractionEmitter
     return KernelEmitter if turned_axes(kernel) is None else TransposeEmitter
 

@@ -43,16 +43,29 @@ class KernelEmitter(Access):
         self.scalars = Scalars(self.text, target, declare)
         self.declare = declare
         self.affine_memo: dict[int, Affine | None] = {}
-        self.expressions = k.walk([kernel.value])
+        self.pointers: dict[int, str] = {}
+        for n, buffer in enumerate(kernel.buffers):
+            self.pointers[id(buffer)] = self._pointer(n)
+        self.value = self._readable(kernel.value)
+        self.expressions = k.walk([self.value])
         self.folds = [e for e in self.expressions if e.op == "fold"]
         self.lanes = 1
         self.vector_index = ""
         self.inner: frozenset[str] = frozenset()
         self.split = -1  # the axis that threads divide; its units are tiles
         self.next_batch: dict[int, k.Expr | None] = {}
-        self.pointers: dict[int, str] = {}
-        for n, buffer in enumerate(kernel.buffers):
-            self.pointers[id(buffer)] = self._pointer(n)
+
+    def _readable(self, value: k.Expr) -> k.Expr:
+        """The value with loads that loops over single elements can make: those from panels go by
+        the address of each element."""
+
+        def by_address(e: k.Expr) -> k.Expr | None:
+            if e.op != "load" or e.attr.panels is None:
+                return None
+            self.pointers[id(e.attr.flat)] = self.pointers[id(e.attr)]
+            return k.load(e.attr.flat, [e.attr.address(e.args)], e.dtype)
+
+        return k.substitute(value, by_address)
 
     @lazy
     def over_folds(self) -> set[int]:
@@ -118,10 +131,9 @@ class KernelEmitter(Access):
         *outer, vector = self.axes
         shape, step = self.kernel.shape, self._vector_step(vector)
         if outer:
-            rows = self._row_tile(outer, vector)
-            tiles = -(-self.sizes.typical(shape[outer[0]]) // rows)
-            if tiles >= FEW_UNITS or tiles >= -(-self.sizes.typical(shape[vector]) // step):
-                return outer[0], ((shape[outer[0]], rows),)
+            rows = self.sizes.typical(shape[outer[0]])
+            if rows >= FEW_UNITS or rows >= -(-self.sizes.typical(shape[vector]) // step):
+                return outer[0], ((shape[outer[0]], 1),)
         return vector, ((shape[vector], step),)
 
     def units(self) -> Units:
@@ -164,60 +176,12 @@ class KernelEmitter(Access):
         return score + min(extent, self.target.lanes) / self.target.lanes * 6.0
 
     def _outer_loops(self, axes: list[int], at: dict[str, str], vector: int) -> None:
-        kernel, text = self.kernel, self.text
-        rows = self._row_tile(axes, vector)
         if not axes:
-            self._vector_loops([at], vector)
+            self._vector_loops(at, vector)
             return
-        axis = axes[0]
-        extent, name = kernel.shape[axis], kernel.indices[axis]
-        if len(axes) > 1 or rows == 1:
-            with text.loop(*self._bounds(axis, 1), 1, []) as (index, _, _n):
-                self._outer_loops(axes[1:], {**at, name: index}, vector)
-            return
-        if isinstance(extent, Dim) or extent >= rows:
-            with text.loop(*self._bounds(axis, rows), rows, []) as (index, _, _n):
-                lines = [{**at, name: self._moved(index, r)} for r in range(rows)]
-                self._vector_loops(lines, vector)
-        if isinstance(extent, Dim):
-            first = self.sizes.whole(extent, rows)
-            with (
-                self._last_unit(axis, rows),
-                text.loop(first, self.size(extent), 1, []) as (index, _, _n),
-            ):
-                self._vector_loops([{**at, name: index}], vector)
-        elif extent % rows:
-            left = range(extent - extent % rows, extent)
-            with self._last_unit(axis, rows):
-                self._vector_loops([{**at, name: str(r)} for r in left], vector)
-
-    def _row_tile(self, axes: list[int], vector: int) -> int:
-        """Rows of a tile: as many as keep the accumulators and operands in registers."""
-        if len(axes) != 1 or not any(f.attr[0] == "contract" for f in self.folds):
-            return 1
-        extent = self.kernel.shape[axes[0]]
-        columns = self._column_tile(vector)
-        best = max(1, (self.target.registers - columns - 2) // columns)
-        best = min(best, self.sizes.typical(extent), 8)
-        if isinstance(extent, Dim):  # what remains of a power of two runs row by row
-            return 1 << (best.bit_length() - 1)
-        if extent % best:
-            for r in range(best, best // 2, -1):
-                if extent % r == 0:
-                    return r
-        return best
-
-    def _column_tile(self, vector: int) -> int:
-        """Vectors of a tile."""
-        if not any(f.attr[0] == "contract" for f in self.folds):
-            return self._side_by_side(vector)
-        extent = self.kernel.shape[vector]
-        if isinstance(extent, Dim):
-            return 2
-        vectors = -(-extent // self.target.lanes)
-        if vectors <= 4:
-            return vectors
-        return 4 if vectors % 4 == 0 else 3 if vectors % 3 in (0, 2) else 4
+        name = self.kernel.indices[axes[0]]
+        with self.text.loop(*self._bounds(axes[0], 1), 1, []) as (index, _, _n):
+            self._outer_loops(axes[1:], {**at, name: index}, vector)
 
     def _side_by_side(self, vector: int) -> int:
         """Vectors whose chains run at once where a light fold reads them side by side: the adds of
@@ -237,36 +201,36 @@ class KernelEmitter(Access):
 
     def _vector_step(self, vector: int) -> int:
         """Elements of a tile along the vector axis."""
-        return 1 if self._must_be_scalar() else self.target.lanes * self._column_tile(vector)
+        return 1 if self._must_be_scalar() else self.target.lanes * self._side_by_side(vector)
 
-    def _vector_loops(self, lines: list[dict[str, str]], vector: int) -> None:
+    def _vector_loops(self, at: dict[str, str], vector: int) -> None:
         kernel, text = self.kernel, self.text
         extent, name = kernel.shape[vector], kernel.indices[vector]
         self.vector_index = name
         lanes = 1 if self._must_be_scalar() else self.target.lanes
         step = self._vector_step(vector)
         if lanes > 1:
-            self._rows_before(lines, lanes)
+            self._rows_before([at], lanes)
         if isinstance(extent, Dim) or extent >= step:
             with text.loop(*self._bounds(vector, step), step, []) as (index, _, _n):
-                self._tile(lines, name, index, step // lanes, lanes)
+                self._tile(at, name, index, step // lanes, lanes)
         if isinstance(extent, Dim):
             if step > 1:
                 with self._last_unit(vector, step):
-                    self._symbolic_end(lines, name, extent, step, lanes)
+                    self._symbolic_end(at, name, extent, step, lanes)
         elif extent % step:
             whole = extent - extent % step
             with self._last_unit(vector, step):
                 left = (extent - whole) // lanes if lanes > 1 else 0
                 if left:
                     with text.scope():
-                        self._tile(lines, name, str(whole), left, lanes)
+                        self._tile(at, name, str(whole), left, lanes)
                     whole += left * lanes
                 if whole < extent:
-                    self._ragged(lines, name, whole, extent, lanes)
+                    self._ragged(at, name, whole, extent, lanes)
 
     def _symbolic_end(
-        self, lines: list[dict[str, str]], name: str, extent: Dim, step: int, lanes: int
+        self, at: dict[str, str], name: str, extent: Dim, step: int, lanes: int
     ) -> None:
         """What remains of a vector axis whose size is read at run time: vectors, then a rest."""
         size = self.size(extent)
@@ -274,34 +238,32 @@ class KernelEmitter(Access):
         if step > lanes:
             first = self.sizes.whole(extent, step)
             with self.text.loop(first, vectors, lanes, []) as (index, _, _n):
-                self._tile(lines, name, index, 1, lanes)
+                self._tile(at, name, index, 1, lanes)
         if not self.target.has_masks:
             with self.text.loop(vectors, size, 1, []) as (index, _, _n):
-                self._tile(lines, name, index, 1, 1)
+                self._tile(at, name, index, 1, 1)
             return
         with self.text.loop(vectors, size, lanes, []) as (index, _, _n):
             left = self.text.value(f"sub nsw i64 {size}, {index}")
-            self._tile(lines, name, index, 1, lanes, self._lanes_below(left, lanes))
+            self._tile(at, name, index, 1, lanes, self._lanes_below(left, lanes))
 
     def _must_be_scalar(self) -> bool:
         return self.kernel.limit is not None
 
-    def _ragged(
-        self, lines: list[dict[str, str]], name: str, start: int, extent: int, lanes: int
-    ) -> None:
+    def _ragged(self, at: dict[str, str], name: str, start: int, extent: int, lanes: int) -> None:
         """The last elements, fewer than a vector: masked where the target can, else one by one."""
         if self.target.has_masks and lanes > 1:
             flags = ["true"] * (extent - start) + ["false"] * (lanes - extent + start)
             mask = "<" + ", ".join(f"i1 {f}" for f in flags) + ">"
             with self.text.scope():
-                self._tile(lines, name, str(start), 1, lanes, mask)
+                self._tile(at, name, str(start), 1, lanes, mask)
             return
         with self.text.loop(str(start), str(extent), 1, []) as (index, _, _n):
-            self._tile(lines, name, index, 1, 1)
+            self._tile(at, name, index, 1, 1)
 
     def _tile(
         self,
-        lines: list[dict[str, str]],
+        at: dict[str, str],
         name: str,
         index: str,
         columns: int,
@@ -309,17 +271,12 @@ class KernelEmitter(Access):
         mask: str | None = None,
     ) -> None:
         self.lanes = lanes
-        points = []
-        for line in lines:
-            for column in range(columns):
-                at = index
-                if column:
-                    at = self._moved(index, column * lanes)
-                points.append(Point({**line, name: at}, mask=mask))
+        places = [self._moved(index, n * lanes) if n else index for n in range(columns)]
+        points = [Point({**at, name: place}, mask=mask) for place in places]
         self._points(points)
 
     def _points(self, points: list[Point]) -> None:
-        self._evaluate(self.kernel.value, points)
+        self._evaluate(self.value, points)
         for point in points:
             if self.kernel.limit is not None:
                 self._check(point)
@@ -568,7 +525,7 @@ class KernelEmitter(Access):
     def _check(self, point: Point) -> None:
         """A position outside its axis is written to the check's place: position, and 1."""
         text = self.text
-        value, _ = point.memo[id(self.kernel.value)]
+        value, _ = point.memo[id(self.value)]
         assert self.kernel.limit is not None
         bad = text.value(f"icmp uge i64 {value}, {self.size(self.kernel.limit)}")
         tag = text.fresh("bad")[1:]

@@ -4,12 +4,16 @@ sides of a contraction lie."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from diptych.compiler.choice import choose
 from diptych.compiler.kernels import (
     Buffer,
+    Choice,
     Form,
     Kernel,
+    Panels,
     index_names,
     innermost_strides,
     row_major,
@@ -77,7 +81,9 @@ class Fusion:
         self.packings: dict[Any, Packing | None] = {}  # by all that they depend on
         self.forms: dict[Any, Form] = {}  # by all that the value of a kernel depends on
         self.written: set[Buffer] = set()
-        self.along: dict[int, int] = {}  # the axis of a contraction's result that vectors lie along
+        # Of a node with a contraction in its kernel: the axis that vectors lie along.
+        self.along: dict[Node, int] = {}
+        self.choices: dict[Any, Choice | None] = {}  # by all that they depend on
         for slot, node in enumerate(graph.inputs):
             order = strides.get(slot, self._strides(node.type.shape))
             self.buffers[id(node)] = Buffer(node.type, order, "input", slot)
@@ -164,9 +170,13 @@ class Fusion:
     def _pack(self, node: Node) -> None:
         """Lay out the sides of a contraction."""
         left, right = node.inputs
+        if 0 in left.type.shape or (_is_literal(left) and _is_literal(right)):
+            return  # which tiles do not compute
         steps = self._steps(left), self._steps(right)
-        out = self._ends_in(node)
-        order = None if out is None else out.strides
+        *_, root = path = self.plan.path(node)
+        places = [_followed(path, axis) for axis in range(node.type.rank)]
+        out = self.buffers.get(id(root))
+        order = None if out is None else tuple([0 if n < 0 else out.strides[n] for n in places])
         shapes = left.type.shape, right.type.shape
         key = (id(node.op), shapes, left.type.dtype, steps, order)
         if key not in self.packings:
@@ -174,7 +184,7 @@ class Fusion:
         packing = self.packings[key]
         if packing is None:
             return
-        self.along[id(node)] = packing.along
+        self.along[root] = places[packing.along]
         if packing.copies:
             self.packed[node] = {
                 side: self._panels(node, side, axis, width)
@@ -203,7 +213,8 @@ class Fusion:
         side, axis, step = min(found, key=lambda f: self._cost(node, order, *f))
         copies = []
         outer = sum(f[2] == 1 for f in found) > 1
-        if step != 1 or self._read_far(node, side, steps[side], outer):
+        straight = step in (0, 1)
+        if not straight or (step == 1 and self._read_far(node, side, steps[side], outer)):
             copies.append((side, axis, self._width(node, side, axis)))
         columns = self._extent(node.inputs[side], axis)
         copies += self._turned_rows(node, 1 - side, steps[1 - side], columns)
@@ -261,7 +272,7 @@ class Fusion:
         against the grain where that follows; `order` are the strides of an output."""
         letter = (node.op.left, node.op.right)[side][axis]  # type: ignore[attr-defined]
         given = node.inputs[side]
-        turning = 0.0 if step == 1 else 0.4 * self.typical(given.type.size)
+        turning = 0.0 if step in (0, 1) else 0.4 * self.typical(given.type.size)
         size = self.typical(node.type.size)
         extent = self._extent(given, axis)
         idle = size * (self.target.lanes / extent - 1.0) if extent < NARROW else 0.0
@@ -270,27 +281,18 @@ class Fusion:
             return turning + idle + (0.0 if place == node.type.rank - 1 else 1.5 * size)
         return turning + idle + (0.0 if order[place] == 1 else 10.0 * size)
 
-    def _ends_in(self, node: Node) -> Buffer | None:
-        """The output that the kernel around a node writes, if it is one."""
-        rank = node.type.rank
-        while node not in self.plan.chosen:
-            node = self.plan.users[node][0]
-        found = self.buffers.get(id(node))
-        return found if found is not None and len(found.strides) == rank else None
-
     def _lying(self, node: Node) -> Shape:
-        """Strides for a temporary: as the vectors of the contraction inside its kernel lie."""
-        seen: set[int] = set()
-        stack = [node]
-        while stack:
-            inner = stack.pop()
-            if id(inner) in seen or inner.type.shape != node.type.shape:
-                continue
-            seen.add(id(inner))
-            if id(inner) in self.along:
-                return self._strides(node.type.shape, self.along[id(inner)])
-            stack.extend(n for n in inner.inputs if n not in self.plan.chosen)
-        return self._strides(node.type.shape)
+        """Strides for a temporary: as the vectors of the contraction in its kernel lie."""
+        return self._strides(node.type.shape, self.along.get(node))
+
+    def _choice(self, node: Node, form: Form, out: Buffer) -> Choice | None:
+        """How the kernel of a node goes over its result, where that holds a contraction."""
+        along = self.along.get(node)
+        key = id(form), node.type.shape, out.strides, along
+        if key not in self.choices:
+            given = form.value, node.type.shape, out, along
+            self.choices[key] = choose(*given, self.target, self.hints)
+        return self.choices[key]
 
     def _width(self, node: Node, side: int, axis: int) -> int:
         """The columns of the panels of a side whose copy has `axis` innermost: a tile's, where it
@@ -339,7 +341,7 @@ class Fusion:
             self._add(Kernel(out, *value, given, size))
         return Buffer(
             given.type, tuple(at[n] for n in range(len(shape))), "temporary",
-            base=memory, panel=width, panel_step=depth - 1,
+            base=memory, panels=Panels(axis, width, depth * width),
         )  # fmt: skip
 
     def _steps(self, node: Node) -> Steps:
@@ -349,6 +351,8 @@ class Fusion:
         if buffer is not None:
             return buffer.strides
         op, shape = node.op, node.type.shape
+        if _is_literal(node):
+            return (0,) * len(shape)
         if isinstance(op, Transpose):
             inner = self._steps(node.inputs[0])
             return tuple([inner[axis] for axis in op.order])
@@ -371,9 +375,10 @@ class Fusion:
         if buffer is None:
             buffer = Buffer(node.type, self._lying(node), "temporary")
         indices = self._indices(len(shape))
-        value = self._value("computed", node, lambda: self._lowered(node, {}, indices))
+        form, reads = self._value("computed", node, lambda: self._lowered(node, {}, indices))
         self.buffers[id(node)] = buffer
-        self._add(Kernel(buffer, *value, node, shape))
+        choice = self._choice(node, form, buffer)
+        self._add(Kernel(buffer, form, reads, node, shape, choice=choice))
 
     def _check_kernel(self, node: Node, which: int, size: Dimension, what: str) -> None:
         """The first position outside its axis stops the call before anything is written."""
@@ -457,8 +462,7 @@ class Fusion:
         def read(buffer: Buffer) -> int:
             leaves.append(buffer)
             number[buffer] = len(parts)
-            lies = buffer.strides, buffer.panel, buffer.panel_step
-            parts.append((buffer.type.shape, buffer.dtype, *lies))
+            parts.append((buffer.type.shape, buffer.dtype, buffer.strides, buffer.panels))
             return number[buffer]
 
         own = None if root in computed else memory(root)
@@ -513,6 +517,27 @@ class Fusion:
         real = iter([i for i, d in zip(indices, node.type.shape, strict=True) if d != 1])
         zero = k.const(0, i64)
         return source.at(*[zero if d == 1 else next(real) for d in source.type.shape])
+
+
+def _is_literal(node: Node) -> bool:
+    """Whether every element of a node is one number that is part of the graph."""
+    while kind(node).view or (kind(node).reshape and only_ones_move(node)):
+        (node,) = node.inputs
+    return is_scalar_constant(node)
+
+
+def _followed(path: list[Node], axis: int) -> int:
+    """The axis of the last node that an axis of the first becomes; -1 for one of size 1."""
+    for node, user in pairwise(path):
+        shape = node.type.shape
+        if shape[axis] == 1:
+            return -1
+        if isinstance(user.op, Transpose):
+            axis = user.op.order.index(axis)
+        else:
+            number = sum(d != 1 for d in shape[:axis])
+            axis = [n for n, d in enumerate(user.type.shape) if d != 1][number]
+    return axis
 
 
 def fuse(

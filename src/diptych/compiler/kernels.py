@@ -6,10 +6,34 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from diptych.dtypes import Dimension, DType, Shape, TensorType
+from diptych.compiler.tiling import Tile
+from diptych.dtypes import Dimension, DType, Shape, TensorType, i64
 from diptych.graph.node import Node
-from diptych.kernel.expr import Expr, walk
+from diptych.kernel.expr import Expr, binary, const, walk
 from diptych.lazy import lazy
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a kernel around one contraction goes over its result. `vector` is the axis that lanes lie
+    along, `row` that of the rows of a tile (-1: there is none), `outer` are the loops round these.
+    `panel` is the width of the panels that one side lies in, or 0."""
+
+    vector: int
+    row: int
+    outer: tuple[int, ...]
+    tile: Tile
+    panel: int
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The columns along `axis`, whose stride is 1, in panels of `width`; the first column of a
+    panel is `step` elements behind the first of the panel before it."""
+
+    axis: int
+    width: int
+    step: Dimension
 
 
 @dataclass(eq=False)
@@ -29,10 +53,7 @@ class Buffer:
     word: int = -1
     base: Buffer | None = None  # another buffer whose memory this one is
     first: Dimension = 0  # in elements, from the start of base
-    panel: int = 0  # columns of a panel, where the axis of stride 1 is cut into panels
-    panel_step: Dimension = (
-        0  # elements from one column to the next panel's, the column's own taken off
-    )
+    panels: Panels | None = None
 
     @property
     def root(self) -> Buffer:
@@ -45,6 +66,22 @@ class Buffer:
     @lazy
     def bytes(self) -> Dimension:
         return self.type.size * self.dtype.bytes
+
+    def address(self, indices: Sequence[Expr]) -> Expr:
+        """How many elements behind its start an element of the tensor lies."""
+        total: Expr = const(0, i64)
+        for index, stride in zip(indices, self.strides, strict=True):
+            total = total + index * stride
+        if self.panels is None:
+            return total
+        panel = binary("div", indices[self.panels.axis], self.panels.width)
+        return total + panel * (self.panels.step - self.panels.width)
+
+    @lazy
+    def flat(self) -> Buffer:
+        """The same memory as one axis, for loads by address."""
+        size = self.type.size if self.panels is None else self.root.type.size
+        return Buffer(TensorType((size,), self.dtype), (1,), self.kind, base=self)
 
 
 class Form:
@@ -118,10 +155,12 @@ class Kernel:
         node: Node,
         shape: Shape,
         limit: Dimension | None = None,
+        choice: Choice | None = None,
     ) -> None:
-        """`reads` stand in the places of the form's own buffers."""
+        """`reads` stand in the places of the form's own buffers. `choice` is the `Choice` of a
+        kernel that is computed by tiles."""
         self.out, self.form, self.reads = out, form, reads
-        self.node, self.shape, self.limit = node, shape, limit
+        self.node, self.shape, self.limit, self.choice = node, shape, limit, choice
 
     @property
     def indices(self) -> tuple[str, ...]:
@@ -173,15 +212,15 @@ def structure(kernel: Kernel) -> Hashable:
         place = root if root.kind == "temporary" else root.slot
         memory.append(roots.setdefault(place, len(roots)))
     out = kernel.out
-    key = (tuple(memory), kernel.limit, out.dtype, out.strides, out.panel, out.panel_step)
+    key = (tuple(memory), kernel.limit, out.dtype, out.strides, kernel.choice)
     found = kernel.form.known.get(key)
     if found is None:
         number = kernel.buffers.index(kernel.out)
         forms = tuple(
-            (m, b.dtype.name, b.strides, b.type.size, b.panel, b.panel_step)
+            (m, b.dtype.name, b.strides, b.type.size, b.panels)
             for m, b in zip(memory, kernel.buffers, strict=True)
         )
-        found = kernel.shape, kernel.limit, number, forms, kernel.form.parts
+        found = kernel.shape, kernel.limit, kernel.choice, number, forms, kernel.form.parts
         kernel.form.known[key] = found
     return found
 

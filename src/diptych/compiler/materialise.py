@@ -58,6 +58,17 @@ def only_ones_move(node: Node) -> bool:
     return have == [d for d in node.type.shape if d != 1]
 
 
+def _keeps_axes(node: Node) -> bool:
+    """Whether a node of the size of what it is given has the same axes, in some order, beside axes
+    of size 1."""
+    own = kind(node)
+    return own.elementwise or isinstance(node.op, Transpose) or _moves_ones(node)
+
+
+def _moves_ones(node: Node) -> bool:
+    return kind(node).reshape and only_ones_move(node)
+
+
 class Materialise:
     """Which nodes get memory of their own."""
 
@@ -71,6 +82,7 @@ class Materialise:
         self.repeated: set[Node] = set()  # inlined where one element is computed many times
         self.feeds_fold: set[Node] = set()
         self.feeds_few: set[Node] = set()  # a fold with too few results for a vector
+        self.folds: dict[Node, Node] = {}  # of a chosen node the fold computed in its loops
         self.hints = hints
         for node in reversed(self.nodes):
             own = KINDS[type(node.op)]
@@ -92,6 +104,7 @@ class Materialise:
             (own.heavy and (len(users) > 1 or repeated or few))
             or (own.fold and (feeds or not all(self._same_shape(u, node) for u in users)))
             or any(self._needs_memory(user, node) for user in users)
+            or (own.fold and node not in chosen and self._needs_own_kernel(node, own))
             or (len(users) > 1 and (self._weight(node) > 6 or self._holds_heavy(node)))
         ):
             chosen.add(node)
@@ -102,6 +115,24 @@ class Materialise:
             self.feeds_fold.add(node)
         if few:
             self.feeds_few.add(node)
+
+    def path(self, node: Node) -> list[Node]:
+        """From a node to the node with memory in whose kernel it is computed."""
+        path = [node]
+        while path[-1] not in self.chosen:
+            (user,) = self.users[path[-1]]
+            path.append(user)
+        return path
+
+    def _needs_own_kernel(self, node: Node, own: Kind) -> bool:
+        """A contraction is the only fold of its kernel, which goes over the contraction's own axes:
+        tiles are for these, and for one fold."""
+        (user,) = self.users[node]
+        path = self.path(user)
+        if own.contract and not all(_keeps_axes(n) for n in path):
+            return True
+        other = self.folds.setdefault(path[-1], node)
+        return other is not node and (own.contract or kind(other).contract)
 
     def _same_shape(self, user: Node, node: Node) -> bool:
         if kind(user).reshape:

@@ -43,7 +43,7 @@ class TransposeEmitter(KernelEmitter):
         axes = turned_axes(kernel)
         assert axes is not None
         self.read, self.written = axes
-        load = kernel.value
+        load = self.value
         self.by_rows = offset(load.args, load.attr.strides, self.affine_memo) is None
         self.width = min(target.lanes, 16)
         rest = (n for n, d in enumerate(kernel.shape) if d != 1 and n not in axes)
@@ -113,7 +113,7 @@ class TransposeEmitter(KernelEmitter):
         if not self.target.has_masks and (deep != self.width or across != self.width):
             self._one_by_one(at, deep, across)
             return
-        dtype, width = self.kernel.value.dtype, self.width
+        dtype, width = self.value.dtype, self.width
         type = llvm_type(dtype, width)
         written, read = self.kernel.indices[self.written], self.kernel.indices[self.read]
         rows = []
@@ -128,14 +128,14 @@ class TransposeEmitter(KernelEmitter):
                 row = self._plain(row)
                 row = self.scalars.call("smin", i64, 1, [row, self._last_row()])
             point = Point({**at, written: row}, mask=mask)
-            self._evaluate(self.kernel.value, [point])
-            rows.append(point.memo[id(self.kernel.value)][0])
+            self._evaluate(self.value, [point])
+            rows.append(point.memo[id(self.value)][0])
         rows = self._turned(rows, type)
         self.vector_index = written
         for n in range(deep if isinstance(deep, int) else width):
             mask = self._mask(across, n, deep)
             point = Point({**at, read: self._moved(at[read], n)}, mask=mask)
-            point.memo[id(self.kernel.value)] = rows[n], width
+            point.memo[id(self.value)] = rows[n], width
             self._store(point)
 
     def _last_row(self) -> str:
