@@ -5,6 +5,7 @@ import tempfile
 
 import pytest
 
+os.environ.setdefault("DIPTYCH_VERIFY", "1")
 os.environ.setdefault("DIPTYCH_CACHE", os.path.join(tempfile.gettempdir(), "diptych-test-cache"))
 
 

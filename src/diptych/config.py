@@ -42,6 +42,11 @@ def debug() -> int:
     return _number("DIPTYCH_DEBUG", 0, 0, 5)
 
 
+def verify() -> bool:
+    """DIPTYCH_VERIFY=1 holds the kernels of every compile against their graph, as the tests do."""
+    return bool(_number("DIPTYCH_VERIFY", 0, 0, 1))
+
+
 def cpu() -> str:
     """DIPTYCH_CPU: native, or less than the host by LLVM's names."""
     return os.environ.get("DIPTYCH_CPU", "native")

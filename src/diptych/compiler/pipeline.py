@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych import config
 from diptych.compiler.driver import Module
 from diptych.compiler.fuse import Check, fuse
 from diptych.compiler.kernels import Kernel
@@ -17,6 +18,7 @@ from diptych.compiler.simplify import simplify
 from diptych.compiler.sizes import NO_HINTS, SizeTable
 from diptych.compiler.split import split_long
 from diptych.compiler.target import Target
+from diptych.compiler.verify import verify
 from diptych.dtypes import Shape, symbols
 from diptych.graph.node import Graph
 
@@ -70,9 +72,11 @@ def compile_graph(
     target: Target,
     hints: Mapping[str, int] = NO_HINTS,
 ) -> Compiled:
-    """simplify -> fuse -> schedule -> plan memory -> module."""
+    """simplify -> fuse (-> verify) -> schedule -> plan memory -> module."""
     simple = split_long(simplify(graph))
     fusion = fuse(simple, strides, donated, target, hints)
+    if config.verify():
+        verify(fusion)
     kernels = [n for n in schedule(fusion) if 0 not in n.shape]  # an empty one has nothing to do
     first = len(graph.inputs) + len(graph.outputs)
     for buffer in fusion.buffers.values():
