@@ -1,5 +1,7 @@
 """Graphs drawn by hypothesis: native against the reference, eager, static and text, bit for bit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 import diptych as dp
 import diptych.nn.functional as F
 from diptych import engine
+from diptych.compiler import fuse
 from diptych.dtypes import promote
 from diptych.errors import DtypeError
 from diptych.graph.node import Graph, input_node
@@ -17,6 +20,7 @@ from diptych.ops import elementwise as E
 from diptych.ops import functions as fn
 from diptych.ops.base import make_operator
 from diptych.ops.indexing import take
+from diptych.runtime.code import host_target
 
 SIZES = st.sampled_from([1, 2, 3, 7, 16, 17, 33])
 RELAXED = settings(
@@ -40,8 +44,10 @@ TWO = [E.add, E.subtract, E.multiply, E.divide, E.minimum, E.maximum]
 class Builder:
     """Grows a pool of (rows, columns) values by calls that a list of numbers chooses."""
 
-    def __init__(self, numbers, pool):
+    def __init__(self, numbers, pool, gates=False):
+        """`gates`: two products in one expression are among the steps to choose from."""
         self.numbers, self.pool = iter(numbers), list(pool)
+        self.products = [self.product, self.gate, self.gate] if gates else [self.product]
 
     def choose(self, options):
         return options[next(self.numbers, 0) % len(options)]
@@ -52,8 +58,8 @@ class Builder:
     def step(self):
         x = self.choose(self.pool)
         made = self.choose([
-            self.function, self.function, self.pair, self.pair, self.fold, self.product,
-            self.cut, self.soft, lambda x: dp.transpose(x),
+            self.function, self.function, self.pair, self.pair, self.fold,
+            self.cut, self.soft, dp.transpose, *self.products,
         ])(x)  # fmt: skip
         if made.type.size <= 20000:
             self.pool.append(made)
@@ -73,6 +79,12 @@ class Builder:
     def product(self, x):
         return dp.matmul(x, dp.transpose(self.like(x)))
 
+    def gate(self, x):
+        made = self.choose(TWO)(self.product(x), self.choose(ONE)(self.product(x)))
+        return (
+            take(made, (slice(None), slice(None, None, -1))) if self.choose([True, False]) else made
+        )
+
     def cut(self, x):
         at = self.choose(list(range(x.type.shape[1])))
         rows = slice(None)
@@ -87,10 +99,10 @@ NUMBERS = st.lists(st.integers(0, 2**16), min_size=1, max_size=40)
 STEPS = st.integers(1, 9)
 
 
-def drawn_graph(numbers, steps, values):
+def drawn_graph(numbers, steps, values, gates=False):
     places = [input_node(dp.tensor(v).type, f"x{n}") for n, v in enumerate(values)]
     with recording(GRAPH):
-        builder = Builder(numbers, places)
+        builder = Builder(numbers, places, gates)
         for _ in range(steps):
             builder.step()
     return Graph(tuple(places), tuple(builder.pool[-2:]))
@@ -113,6 +125,27 @@ def test_native_is_the_reference(numbers, steps, rows, columns, seed):
     again = parse_graph(text, make_operator)
     assert print_graph(again) == text
     assert bits(engine.run_once(again, values, "cpu")) == native
+
+
+@pytest.fixture
+def large_layouts(monkeypatch):
+    """Sides of products are laid out as those of 256 KiB and more, on vectors of four lanes."""
+    for name in ("NEAR", "FAR", "MANY_ROWS", "APART"):
+        monkeypatch.setattr(fuse, name, 1)
+    facts = {"lanes": 4, "has_masks": False, "registers": 16}
+    short = dataclasses.replace(host_target("native"), **facts)
+    monkeypatch.setattr(engine, "host_target", lambda _: short)
+
+
+@settings(RELAXED, max_examples=100)
+@given(st.lists(st.integers(0, 2**16), min_size=8, max_size=40), st.integers(3, 7),
+       st.sampled_from([7, 17, 33, 40]), st.sampled_from([7, 17, 33, 70]))  # fmt: skip
+def test_no_layout_of_a_product_changes_a_bit(large_layouts, numbers, steps, rows, columns):
+    rng = np.random.default_rng(numbers[0])
+    values = [special(rng, (rows, columns)) for _ in range(2)]
+    graph = drawn_graph(numbers, steps, values, gates=True)
+    native = bits(engine.run_once(graph, values, "cpu"))
+    assert native == bits(engine.run_once(graph, values, "reference"))
 
 
 @settings(RELAXED, max_examples=25)
