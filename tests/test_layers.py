@@ -44,3 +44,12 @@ def test_imports_point_down():
             if other == own or own in TOP:
                 continue
             assert ROW[other] < ROW[own], f"{path.relative_to(ROOT)} imports {other}"
+
+
+def test_a_gradient_is_read_through_its_panel():
+    """Elsewhere it may be a `Bundle` of several, which is no tensor."""
+    for path in ROOT.rglob("*.py"):
+        if part(path) in ("tensor", "trail", "dynamic"):
+            continue
+        read = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+        assert "_grad" not in {n.attr for n in read}, path.relative_to(ROOT)

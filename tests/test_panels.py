@@ -171,3 +171,107 @@ def test_a_run_that_is_watched_after_one_that_was_not():
     for watch in (None, None, lambda name, where, value: seen.append(name)):
         executor.run(program, {"x": np.ones(2, np.float32)}, [out], watch)
     assert seen == [out.node.label]
+
+
+OPTIMIZERS = {
+    "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9),
+    "adam": lambda p: optim.Adam(p, 0.01),
+}
+
+
+def trained_by_parts(make, panels, look):
+    """Parts of training on the same parameters, each in one of the panels: d, or c for a compiled
+    function. Between them gradients may be looked at."""
+    model = network(20, 9, 10)
+    optimizer = make(model.parameters())
+    place = iter(range(STEPS))
+    step = step_of(model, optimizer)
+
+    def accumulate(images, labels):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        return loss
+
+    def update(images, labels):
+        optimizer.step()
+        optimizer.zero_grad()
+
+    parts = [accumulate, accumulate, update, step, accumulate, step, accumulate]
+    compiled = {part: dp.compile(part) for part in set(parts)}
+    losses = []
+    for part, panel in zip(parts, panels, strict=True):
+        n = next(place)
+        losses.append((compiled[part] if panel == "c" else part)(IMAGES[n], LABELS[n]))
+        if look:
+            assert all(p.grad is None or p.grad.numpy().any() for p in model.parameters())
+    gradients = [p.grad.numpy().tobytes() for p in model.parameters()]
+    return fingerprint(model), gradients, [float(loss) for loss in losses if loss is not None]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("look", [False, True])
+def test_parts_of_a_step_are_of_either_panel(name, look):
+    dp.set_eager(True)
+    try:
+        expected = trained_by_parts(OPTIMIZERS[name], "d" * 7, False)
+    finally:
+        dp.set_eager(False)
+    every_pair = ("dcdcdcd", "cdcdcdc", "ddccddc", "ccddccd", "dccddcc", "cddccdd", "ccccccc")
+    for panels in every_pair:
+        assert trained_by_parts(OPTIMIZERS[name], panels, look) == expected, panels
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_a_program_leaves_gradients_of_the_dynamic_panel_as_they_were(look):
+    with dp.Program() as program:
+        images, labels = dp.placeholder("x", [None, 20]), dp.placeholder("y", [None], "i64")
+        model, optimizer = trainee()
+        optimizer.minimize(F.cross_entropy(model(images), labels))
+    executor = dp.Executor()
+    executor.run(program.startup)
+    before = [p.numpy().copy() for p in model.parameters()]
+    F.cross_entropy(model(IMAGES[0]), LABELS[0]).backward()
+    if look:
+        assert all(p.grad.numpy().any() for p in model.parameters())
+    executor.run(program, {"x": IMAGES[1], "y": LABELS[1]}, [])
+    with pytest.raises(dp.DiptychError, match="a gradient from outside a program"), dp.Program():
+        F.cross_entropy(model(dp.placeholder("x", [16, 20])), LABELS[0]).backward()
+    after, found = fingerprint(model), [p.grad.numpy().tobytes() for p in model.parameters()]
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        assert parameter.numpy().tobytes() != value.tobytes()
+        parameter.assign(value)
+        parameter.grad = None
+    F.cross_entropy(model(IMAGES[0]), LABELS[0]).backward()
+    assert found == [p.grad.numpy().tobytes() for p in model.parameters()]
+    optimizer.zero_grad()
+    step_of(model, optimizer)(IMAGES[1], LABELS[1])
+    assert fingerprint(model) == after
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_a_scan_takes_no_gradients_from_before(look):
+    def trained(scanned, forgets):
+        model, optimizer = trainee()
+        loader = dp.data.DataLoader(dp.data.arrays(IMAGES[0], LABELS[0]), 4)
+        step = step_of(model, optimizer, forgets)
+        both = dp.compile(lambda x, y: (step(x, y), optimizer.zero_grad())[0])
+        F.cross_entropy(model(IMAGES[1]), LABELS[1]).backward()
+        if look:
+            assert all(p.grad.numpy().any() for p in model.parameters())
+        if not scanned:
+            for x, y in loader:
+                both(x, y)
+        elif forgets:  # at the beginning of every step: then they are not read
+            dp.scan(both, loader)
+        else:
+            start = fingerprint(model)
+            with pytest.raises(dp.DiptychError, match=r"begins without gradients[\s\S]*zero_grad"):
+                dp.scan(both, loader)
+            assert fingerprint(model) == start and model[0].weight.grad is not None
+            optimizer.zero_grad()
+            dp.scan(both, loader)
+        assert all(p.grad is None for p in model.parameters())
+        return fingerprint(model)
+
+    assert trained(True, True) == trained(False, True)
+    assert trained(True, False) != trained(False, False)

@@ -356,8 +356,8 @@ class DynamicRecorder(TensorRecorder):
         for p in parameters:
             p._grad = None
 
-    def with_gradients(self, parameters: Sequence[Parameter]) -> list[Parameter]:
-        return [p for p in parameters if p._grad is not None]
+    def with_gradients(self, handles: Sequence[Tensor]) -> list[Any]:
+        return [h for h in handles if h._grad is not None]
 
     def gradients(
         self, order: Sequence[Node], leaves: Sequence[Node], grad: Any

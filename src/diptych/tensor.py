@@ -59,11 +59,15 @@ class TensorRecorder(Recorder):
     def assign(self, parameter: Parameter, value: Tensor) -> None:
         """From here on the parameter has another value."""
 
+    # Gradients are read and written through the panel. `_grad` is the dynamic panel's own: there,
+    # until somebody asks for one, a `Bundle` stands in the place of several.
     @abstractmethod
-    def get_grad(self, handle: Tensor) -> Tensor | None: ...
+    def get_grad(self, handle: Tensor) -> Tensor | None:
+        """The gradient of a handle as a tensor."""
 
     @abstractmethod
-    def set_grad(self, handle: Tensor, grad: Tensor | None) -> None: ...
+    def set_grad(self, handle: Tensor, grad: Tensor | None) -> None:
+        """Give a handle a gradient, or take it away."""
 
     def backward(self, tensor: Tensor, grad: Any, retain_graph: bool) -> None:
         """Add the gradients of a value to the leaves that it came from."""
@@ -88,9 +92,9 @@ class TensorRecorder(Recorder):
         """A step of an optimizer for parameters that have gradients."""
         optimizer.record_step(self, parameters)
 
-    def with_gradients(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+    def with_gradients(self, handles: Sequence[Tensor]) -> list[Any]:
         """Those that have a gradient."""
-        return [p for p in parameters if self.get_grad(p) is not None]
+        return [h for h in handles if self.get_grad(h) is not None]
 
     def forget(self, parameters: Sequence[Parameter]) -> None:
         """No gradients from here on."""

@@ -68,10 +68,11 @@ class Captured:
             raise
         self.wanted = [*self.results, *[g for _, g in self.kept if g is not None]]
         self.guard = Guard(roots, self.program.shared_arrays())
-        self.with_grad = [handle for handle, had in self.program.had_grad if had]
-        self.without = [handle for handle, had in self.program.had_grad if not had]
-        before = {id(handle): had for handle, had in self.program.had_grad}
-        self.changed = [(h, g) for h, g in self.kept if g is not None or before.get(id(h), True)]
+        had = self.program.had_grad
+        self.with_grad = [handle for handle, there in had if there is not None]
+        self.without = [handle for handle, there in had if there is None]
+        without = set(map(id, self.without))
+        self.changed = [(h, g) for h, g in self.kept if g is not None or id(h) not in without]
         self.plans: dict[Any, Plan] = {}
         self.steady: Steady | None = None
 
@@ -153,12 +154,11 @@ class Captured:
 
     def valid(self) -> bool:
         """Whether everything that the capture depends on is as it was."""
-        for handle in self.without:
-            if handle._grad is not None:
-                return False
-        for handle in self.with_grad:
-            if handle._grad is None:
-                return False
+        panel = default_panel()
+        if panel.with_gradients(self.without):
+            return False
+        if len(panel.with_gradients(self.with_grad)) < len(self.with_grad):
+            return False
         return self.guard.holds()
 
     def graph(self) -> Graph:
@@ -207,7 +207,7 @@ class Captured:
         if self.changed:
             grads = iter(handles[len(self.results) :])
             for handle, grad in self.changed:
-                handle._grad = None if grad is None else next(grads)
+                panel.set_grad(handle, None if grad is None else next(grads))
         return result
 
 

@@ -43,7 +43,8 @@ class Program(TensorRecorder):
         self.recorded: list[Node] = []
         self.grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.startup = Startup()
-        self.had_grad: list[tuple[Tensor, bool]] = []  # gradients there when a capture began
+        # Whose gradient a capture asked for, and the node of that gradient where there was one.
+        self.had_grad: list[tuple[Tensor, Node | None]] = []
         self.handles: list[weakref.ref[Tensor]] = []  # every tensor of a capture
         self.arrays: list[Array] = []  # of numpy, that became constants of a capture
         self.outputs: list[Tensor] = []  # what a loaded program computes
@@ -168,18 +169,18 @@ class Program(TensorRecorder):
     def get_grad(self, handle: Tensor) -> Tensor | None:
         if id(handle) in self.grads:
             return self.grads[id(handle)][1]
-        there = handle._grad if handle.recorder is not self else None
-        if there is not None and not self.captured:
+        there = handle.recorder is not self and bool(default_panel().with_gradients([handle]))
+        if there and not self.captured:
             raise StartupError(
                 "a gradient from outside a program is not part of it",
                 f"{handle.type} has a gradient already",
                 "call optimizer.zero_grad() before the program is recorded",
             )
+        node = input_node(handle.type, "", author_line()) if there else None
         if self.captured:
-            self.had_grad.append((handle, there is not None))
-        if there is None:
+            self.had_grad.append((handle, node))
+        if node is None:
             return None
-        node = input_node(there.type, "", author_line())
         self.live.append((node, lambda: _present_grad(handle)))
         grad = Tensor(node, self)
         self.grads[id(handle)] = (handle, grad)
@@ -315,9 +316,10 @@ def _dimension(size: Any, axis: int) -> Any:
 
 
 def _present_grad(handle: Tensor) -> Array:
-    grad = handle._grad
+    panel = default_panel()
+    grad = panel.get_grad(handle)
     assert grad is not None
-    return default_panel().observe(grad)
+    return panel.observe(grad)
 
 
 def without_dropout(nodes: Sequence[Node]) -> dict[int, Node]:

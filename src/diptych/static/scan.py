@@ -11,7 +11,7 @@ from diptych import engine
 from diptych.dtypes import Dim, Dimension, TensorType, as_dtype, i64
 from diptych.errors import DiptychError, InternalError, ShapeError
 from diptych.generator import default_generator
-from diptych.graph.node import Graph, Node, input_node
+from diptych.graph.node import Graph, Node, input_node, walk
 from diptych.graph.record import GRAPH, recording
 from diptych.graph.rewrite import rebuilt, specialise
 from diptych.ops.elementwise import add, cast, divide
@@ -30,7 +30,8 @@ def scan(step: Callable[..., Any], loader: Any) -> list[Array]:
 
     The batches, their order and the conversion of uint8 pixels are the loader's, so the bits are
     those of `for batch in loader: step(*batch)`. Returns each result of the step, stacked: a
-    loss () becomes (steps,). A last batch of another size is one call more.
+    loss () becomes (steps,). A last batch of another size is one call more. Every step begins and
+    ends without gradients.
     """
     if not isinstance(step, Compiled):
         raise DiptychError(
@@ -130,15 +131,24 @@ class Scanned:
                 "parameters have .grad at its end",
                 "call optimizer.zero_grad() at the end of the step",
             )
+        self.updates = program.updates()
+        roots = [*self.capture.results, *[new for _, _, new in self.updates]]
+        before = {id(n): h for h, n in program.had_grad if n is not None}
+        read = [before[id(n)] for n in walk(roots) if id(n) in before]
+        if read:
+            raise DiptychError(
+                "a step that is scanned begins without gradients",
+                f"{getattr(read[0], 'name', '') or read[0].type} has .grad, which the first step "
+                "alone would add to",
+                "call optimizer.zero_grad() before dp.scan",
+            )
         self.start = input_node(TensorType((), i64), "start")
         self.order = input_node(TensorType((rows,), i64), "order")
         self.data = [input_node(TensorType(a.shape, as_dtype(a.dtype))) for a in arrays]
         made = self._batch(dataset, size)
         feeds = [f.node for f in program.feeds.values()]
-        self.updates = program.updates()
         self.state = list(program.state.values())
-        self.live = program.live
-        roots = [*self.capture.results, *[new for _, _, new in self.updates]]
+        self.live = [(n, read) for n, read in program.live if id(n) not in before]
         inputs = [self.start, self.order, *self.data]
         inputs += [n for _, n in self.state] + [n for n, _ in self.live]
         new = rebuilt(roots, dict(zip(map(id, feeds), made, strict=True)))
@@ -203,4 +213,6 @@ class Scanned:
             fresh = input_node(parameter.type, parameter.name)
             fresh.value = values[place[id(parameter)]]
             parameter.bind(fresh, parameter.node.needs_grad)
+        for handle, _ in self.capture.changed:
+            default_panel().set_grad(handle, None)
         default_generator().skip(streams)
