@@ -591,3 +591,56 @@ def test_a_program_that_was_run_often_is_let_go():
     del program, out
     gc.collect()
     assert gone() is None
+
+
+# Another Python: its counts of references are higher by a number.
+COUNTED = """
+import sys
+
+real, more = sys.getrefcount, int(sys.argv[1])
+sys.getrefcount = lambda it: real(it) + more
+
+import numpy as np
+import diptych as dp
+from diptych.runtime import memory
+from diptych.runtime.call import address
+
+make = memory.maker((5000,), np.dtype("f4"), True)
+first, second = (address(make()) for _ in range(2))
+third = make()
+assert address(third) == first and address(make()) == second and address(make()) != first
+
+own = dp.compile(lambda x: x * np.ones(3, np.float32))
+assert own(np.ones(3, np.float32)).tolist() == [1.0] * 3
+assert [c.guard.arrays for found in own.captures.values() for c in found] == [[]]
+table = np.ones(1 << 19, np.float32)  # too large to be looked at before it is used
+held = dp.compile(lambda x: (x + table).sum())
+assert held(np.zeros(1, np.float32)).item() == 1 << 19
+table[0] = 2.0
+assert held(np.zeros(1, np.float32)).item() == (1 << 19) + 1
+
+for wrap in (dp.compile, lambda function: function):
+    p = dp.Parameter(np.zeros(5000, np.float32))
+
+    @wrap
+    def step():
+        p.assign(p + 1.0)
+
+    places = []
+    for _ in range(4):
+        step()
+        p.numpy()
+        places.append(address(p.node.value))
+    assert len(set(places)) == 1, places
+    view = p.numpy()
+    step()
+    assert p.numpy()[0] == 5.0 and view[0] == 4.0
+print("as ever")
+"""
+
+
+@pytest.mark.parametrize("more", [0, -1, 3])
+def test_counts_of_references_are_relative(more):
+    command = [sys.executable, "-c", COUNTED, str(more)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "as ever\n", done.stderr

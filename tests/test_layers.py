@@ -53,3 +53,8 @@ def test_a_gradient_is_read_through_its_panel():
             continue
         read = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
         assert "_grad" not in {n.attr for n in read}, path.relative_to(ROOT)
+
+
+def test_references_are_counted_in_one_place():
+    for path in ROOT.rglob("*.py"):
+        assert path.name == "holders.py" or "refcount" not in path.read_text(), path

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from sys import getrefcount
 from typing import Any
 from weakref import ref
 
@@ -19,13 +18,13 @@ from diptych import engine, interpret, tiers
 from diptych.errors import RecompileError, ValueRangeError
 from diptych.families import Families
 from diptych.graph.node import Graph, Input, Node, Where, input_node, walk
+from diptych.runtime.holders import SOLE, holders
 from diptych.runtime.memory import element_strides, relaid
-from diptych.trail import DEAD, Bundle, Made, Piece, Plan, Point, Trail, alive
+from diptych.trail import Bundle, Made, Piece, Plan, Point, Trail, alive
 
 Array = np.ndarray[Any, Any]
 Replaced = list[tuple[Node, Node]]  # (new value of a parameter, the old one)
 INPUT = Input()
-SOLE = DEAD + 1  # references to what a list and its node hold
 
 
 class Runner:
@@ -77,7 +76,7 @@ class Runner:
         point, waiting = piece.point, piece.waiting
         if point is None:
             return self._by_walk(self._outputs(piece), piece)
-        counts = list(map(getrefcount, waiting))
+        counts = holders(waiting)
         if counts == point.counts:
             plan = point.plan
         else:
@@ -125,7 +124,7 @@ class Runner:
         nodes, bundles = piece.nodes, piece.bundles
         self.finish()  # which holds what it reads
         inputs = self.values(nodes, plan.inputs)
-        held = [] if self.others_wait(piece) else list(map(getrefcount, inputs))
+        held = [] if self.others_wait(piece) else holders(inputs)
         for n in plan.watched:
             if held and _is_read(nodes[plan.inputs[n]]):
                 held[n] = 0
@@ -195,7 +194,7 @@ class Runner:
         order = _order(outputs)
         leaves = [n for n in order if n.value is not None]
         inputs: list[Any] = [leaf.value for leaf in leaves]
-        held = [] if self.others_wait(piece) else list(map(getrefcount, inputs))
+        held = [] if self.others_wait(piece) else holders(inputs)
         donors = _donors(outputs, leaves, piece.replaced)
         donated = {o: n for o, n in donors if held and held[n] == SOLE and not _is_read(leaves[n])}
         executable = self._executable(order, outputs, donated)

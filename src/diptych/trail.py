@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,11 @@ from diptych.autodiff import Recurring, history_of
 from diptych.dtypes import DType, TensorType, as_dtype
 from diptych.graph.node import Input, Node, Operator, Where
 from diptych.runtime import memory
+from diptych.runtime.holders import ALONE, holders
 
 Array = np.ndarray[Any, Any]
 BACKWARD, ASSIGN, ADVANCE, SETTLE = (object() for _ in range(4))  # calls that are no operators
 NO_HISTORY = object()  # at the end of a call where nothing is differentiated
-
-# What getrefcount says through map of what is in one list and nowhere else.
-DEAD = next(map(getrefcount, [object()]))
 MOST = 100_000  # points of the tree: programs that never repeat do not fill the memory
 FEW = 64  # positions that are compared as Python numbers
 SPARES, LARGEST = 3, 1 << 20  # arrays kept for the next batch, and how large they may be
@@ -294,8 +291,8 @@ class Form:
 
     def copy(self, value: Array) -> Array:
         """The array in memory of our own; what nobody holds any more is used again."""
-        for n, count in enumerate(map(getrefcount, self.spare)):
-            if count == DEAD:
+        for n, count in enumerate(holders(self.spare)):
+            if count == ALONE:
                 own = self.spare[n]
                 break
         else:
@@ -384,7 +381,7 @@ class Trail:
 
 def alive(waiting: Sequence[Any]) -> tuple[bool, ...]:
     """Which of the handles in a list anybody else holds."""
-    return tuple([count > DEAD for count in map(getrefcount, waiting)])
+    return tuple([count > ALONE for count in holders(waiting)])
 
 
 def check_few(point: Point, op: Operator, inputs: Sequence[Node], where: Where) -> None:

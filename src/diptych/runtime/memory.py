@@ -6,18 +6,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
 from diptych.runtime.call import address
+from diptych.runtime.holders import ALONE, holders
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
 SMALL = 1 << 12  # bytes below which alignment is not worth its price
 MOST_KEPT = 1 << 20  # bytes of a result whose memory may be used again
-UNUSED = 2  # references to memory that only `_reusing` knows: its own and the question's
 
 
 def empty(shape: Sequence[int], dtype: Any) -> Array:
@@ -102,7 +101,7 @@ def _reusing(shape: tuple[int, ...], dtype: Any, size: int) -> Callable[[], Arra
             known = kept.popleft()
         except IndexError:  # other threads have both
             known = None
-        if known is None or getrefcount(known[0]) > UNUSED:
+        if known is None or holders(known)[0] > ALONE:
             raw = np.empty(size + ALIGN, np.uint8)
             known = raw, -address(raw) % ALIGN
         kept.append(known)

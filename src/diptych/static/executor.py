@@ -6,7 +6,6 @@ import linecache
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
-from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +16,7 @@ from diptych.dtypes import Dim, as_dtype
 from diptych.errors import FeedError
 from diptych.graph.node import Graph, Node, Where, input_node, walk
 from diptych.runtime.checks import Checks
+from diptych.runtime.holders import SOLE, holders
 from diptych.runtime.memory import element_strides, relaid, turned
 from diptych.runtime.threads import pool_address
 from diptych.tensor import Parameter, Tensor, default_panel
@@ -169,7 +169,6 @@ class Trace:
 
 
 STREAK = 3  # equal calls after which the next is expected to be like them
-SOLE = next(map(getrefcount, [object()])) + 1  # what a list and one other hold
 
 
 class Ready:
@@ -347,9 +346,9 @@ class Plan:
     def _held(self) -> tuple[list[int], list[Any]]:
         """How many hold the nodes that are updated and the values of the state, and the state."""
         state: list[Any] = [p.node.value for p in self.state]
-        held = list(map(getrefcount, [p.node for p in self.assigned]))
+        held = holders([p.node for p in self.assigned])
         if held:
-            held += map(getrefcount, state)
+            held += holders(state)
         return held, state
 
     def _turn(self, sizes: dict[str, int]) -> bool:

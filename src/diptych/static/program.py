@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from diptych.graph.node import Input, Node, Operator, constant_node, input_node,
 from diptych.graph.record import LOCAL, author_line, current
 from diptych.ops.base import Composite, whole, with_dims
 from diptych.ops.elementwise import stop_gradient
+from diptych.runtime.holders import ALONE, holders
 from diptych.size import Looked
 from diptych.static.executor import Executor, Feed, Startup, Trace
 from diptych.tensor import Parameter, Tensor, TensorRecorder, default_panel
@@ -194,7 +194,7 @@ class Program(TensorRecorder):
     def shared_arrays(self) -> list[Array]:
         """The arrays among the constants of a capture that somebody else has, and may change."""
         arrays, self.arrays = self.arrays, []
-        return [a for a in arrays if sys.getrefcount(a) > 3 or a.base is not None]
+        return [a for a, n in zip(arrays, holders(arrays)) if n > ALONE or a.base is not None]
 
     # ---- what it is made of ----------------------------------------------------------------
 
