@@ -1,7 +1,11 @@
 """Compiled functions: guards, what may not freeze, and whole training steps of every kind."""
 
+import copy
+import gc
 import os
+import pickle
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -525,3 +529,189 @@ def test_a_method_of_one_object_counts():
     assert np.array_equal(fast(x).numpy(), before + 1.0)
     del model.forward
     assert np.array_equal(fast(x).numpy(), before)
+
+
+class Base:
+    """A trainer, whose step is compiled where its class is written."""
+
+    scale = 1.0
+
+    def __init__(self, seed, rate=0.1):
+        dp.manual_seed(seed)
+        self.model = nn.Linear(6, 3)
+        self.optimizer = optim.SGD(self.model.parameters(), rate, momentum=0.9)
+        self.factor = 1.0
+
+    def loss(self, x, y):
+        return F.cross_entropy(self.model(x), y) * self.factor * self.scale
+
+    @dp.compile
+    def step(self, x, y):
+        """Train."""
+        self.optimizer.minimize(self.loss(x, y))
+        return self.loss(x, y)
+
+    def bits(self):
+        return [p.numpy().tobytes() for p in self.model.parameters()]
+
+
+class Heir(Base):
+    @dp.compile
+    def step(self, x, y):
+        before = super().step(x, y)
+        return super().step(x, y) - before
+
+
+class Module(nn.Module):
+    def __init__(self):
+        self.weight = dp.Parameter(np.ones(6, np.float32))
+        self.factor = 2.0
+
+    @dp.compile
+    def forward(self, x):
+        return x * self.weight * self.factor
+
+    @dp.compile
+    def twice(self, x):
+        return self.forward(x) * 2.0
+
+
+def steps_of(kinds):
+    made = [kind(seed) for seed, kind in enumerate(kinds)]
+    losses = []
+    for n in range(6):
+        for one in made:
+            losses.append(one.step(X, Y).numpy().tobytes())
+            one.factor = [1.0, 1.0, 3.0][n % 3]
+    return made, (losses, [one.bits() for one in made])
+
+
+def test_a_compiled_method_is_captured_once_for_each_object(monkeypatch):
+    kinds = [Base, Base, Heir, Heir]
+    made, found = steps_of(kinds)
+    assert [captures(one.step) for one in made] == [2] * 4  # by their factors
+    assert made[0].step is made[0].step is not made[1].step
+    assert Base.step.__doc__ == made[0].step.__doc__ == "Train." and captures(Base.step) == 0
+    plain = Base.step.function
+
+    def twice(self, x, y):
+        before = plain(self, x, y)
+        return plain(self, x, y) - before
+
+    monkeypatch.setattr(Base, "step", plain)
+    monkeypatch.setattr(Heir, "step", twice)
+    assert found == steps_of(kinds)[1]
+
+
+def test_what_a_compiled_method_depends_on(monkeypatch):
+    one, other = Base(0), Base(0)
+
+    def first(trainer):
+        trainer.model.load_state_dict(start)
+        trainer.optimizer = optim.SGD(trainer.model.parameters(), 0.1)
+        return trainer.step(X, Y).item()
+
+    start = one.model.state_dict()
+    usual = first(one)
+    one.factor = 2.0
+    assert first(one) != usual == first(other)  # of one object
+    monkeypatch.setattr(Base, "scale", 3.0)  # of all
+    assert first(other) != usual
+    monkeypatch.setattr(Base, "loss", lambda self, x, y: self.model(x).sum())
+    assert first(one) == first(other) != usual
+
+
+def test_compiled_methods_end_with_their_object_and_are_not_copied():
+    one = Base(0)
+    for _ in range(6):
+        one.step(X, Y)
+    copies = [copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))]
+    for made in copies:
+        made.factor = 2.0
+        assert captures(made.step) == 0 and made.step is made.step
+    after = [[made.step(X, Y).item(), made.bits()] for made in copies[1:]]
+    assert after[0] == after[1] and one.step is not copies[0].step and captures(one.step) == 1
+    seen = weakref.ref(one), weakref.ref(one.step), weakref.ref(one.model)
+    del one, copies, made
+    gc.collect()
+    assert [s() for s in seen] == [None] * 3
+
+
+def test_compiled_methods_of_a_module_and_of_other_kinds():
+    model = Module()
+    x = X[:, :6]
+    for _ in range(5):
+        assert model(x).numpy().tobytes() == (x * 2).tobytes()
+        assert model.twice(x).numpy().tobytes() == (x * 4).tobytes()
+    model.weight.assign(model.weight * 2.0)
+    assert model.twice(x).numpy().tobytes() == (x * 8).tobytes()
+    assert captures(model.forward) == captures(model.twice) == 1
+    assert list(model.state_dict()) == ["weight"] and "compiled" not in repr(model)
+    model.factor = 1.0
+    assert model.twice(x).numpy().tobytes() == (x * 4).tobytes()
+
+    class Kinds:
+        factor = 2.0
+
+        @staticmethod
+        @dp.compile
+        def static(x):
+            return x * 2.0
+
+        @dp.compile
+        @staticmethod
+        def also(x):
+            return x * 3.0
+
+        @classmethod
+        @dp.compile
+        def of_class(cls, x):
+            return x * cls.factor
+
+    class Other(Kinds):
+        factor = 5.0
+
+    for it in (Kinds, Kinds()):
+        assert it.static(X).tolist() == (X * 2).tolist() == it.of_class(X).tolist()
+        assert it.also(X).tolist() == (X * np.float32(3)).tolist()
+    assert Other.of_class(X).tolist() == (X * 5).tolist()
+
+    class Slots:
+        __slots__ = ("factor",)
+
+        @dp.compile
+        def scaled(self, x):
+            return x * self.factor
+
+    slots = Slots()
+    slots.factor = 2.0
+    with pytest.raises(FrozenValueError, match=r"no __dict__[\s\S]*instance.method"):
+        slots.scaled(X)
+
+
+def test_a_method_of_an_object_is_compiled_and_scanned():
+    loader = dp.data.DataLoader(dp.data.arrays(X, Y), 2, drop_last=True)
+    one, other, third = Base(0), Base(0), Base(0)
+    fast = dp.compile(type(other).step.function.__get__(other))
+    losses = [(one.step(x, y).item(), fast(x, y).item()) for x, y in loader]
+    assert all(a == b for a, b in losses) and one.bits() == other.bits()
+    loader.epoch = 0
+    (scanned,) = dp.scan(third.step, loader)
+    assert scanned.tolist() == [a for a, _ in losses] and third.bits() == one.bits()
+
+
+def test_an_object_is_not_taken_for_one_that_ended():
+    """What it was named by, its place in memory, goes to the next one."""
+
+    class Scale:
+        def __init__(self, factor):
+            self.factor = factor
+
+    def times(factor):
+        return lambda x: x * factor
+
+    scaled = dp.compile(lambda x, scale: x * scale.factor)
+    called = dp.compile(lambda x, function: function(x))
+    for compiled, make in ((scaled, Scale), (called, times)):
+        found = [compiled(X, make(float(n))).numpy().tobytes() for n in range(1, 20)]
+        assert found == [(X * np.float32(n)).tobytes() for n in range(1, 20)]

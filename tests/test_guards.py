@@ -58,6 +58,20 @@ class Heir(Late):
     pass
 
 
+class Below(Plain):
+    shared = 5.0
+
+    def method(self):
+        return super().method()
+
+    def of_super(self):
+        return super().shared
+
+    @dp.compile
+    def compiled(self, x):
+        return x * self._factor
+
+
 class Made:
     def __init__(self):
         self.factor = Late.factor
@@ -85,7 +99,7 @@ class Net(nn.Module):
         return x * self.factor
 
 
-PLAIN, SLOTS, SPACE = Plain(), Slots(), types.SimpleNamespace(factor=2.0)
+PLAIN, BELOW, SLOTS, SPACE = Plain(), Below(), Slots(), types.SimpleNamespace(factor=2.0)
 NESTED = {"a": {"b": [2.0]}}
 CHOICES, MEMBERS, ARRAY = {"now": Choice.SMALL}, {1, 2}, np.array([2.0], np.float32)
 MODULE = types.ModuleType("settings_of_the_author")
@@ -133,6 +147,10 @@ def replace(members, old, new):
 CASES = {
     "a method": (lambda x: x * ON.method(), put(PLAIN, "_factor")),
     "a property": (lambda x: x * ON.property_, put(PLAIN, "_factor")),
+    "a method of super": (lambda x: x * BELOW.method(), put(BELOW, "_factor")),
+    "a value of super": (lambda x: x * BELOW.of_super(), put(Plain, "shared")),
+    "a compiled method": (BELOW.compiled, put(BELOW, "_factor")),
+    "a compiled method that is called": (lambda x: BELOW.compiled(x), put(BELOW, "_factor")),
     "a class method": (lambda x: x * ON.of_the_class(), put(Plain, "shared")),
     "a static method": (lambda x: x * ON.static(), put(Late, "factor")),
     "an element": (lambda x: x * ON["factor"], put(PLAIN, "_factor")),

@@ -6,6 +6,7 @@ import functools
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any, overload
 
 import numpy as np
@@ -282,7 +283,22 @@ def _key(value: Any, any_size: bool = False) -> Any:
         return dict, tuple([(k, _key(v, any_size)) for k, v in value.items()])
     if isinstance(value, PLAIN):
         return type(value), repr(value)
-    return id(value)
+    return Same(value)
+
+
+class Same:
+    """An object by its identity, which is kept: no later object is taken for it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: Any) -> bool:
+        return type(other) is Same and other.value is self.value
 
 
 def _form(args: tuple[Any, ...]) -> Any:
@@ -313,6 +329,23 @@ def _same(args: tuple[Any, ...], form: Any) -> bool:
     return True
 
 
+METHODS = "_diptych_compiled"  # the attribute with the compiled methods of an object
+
+
+class Methods:
+    """The compiled methods of one object, which has them itself, so that they end with it. A copy
+    of the object makes its own."""
+
+    __slots__ = ("made", "of")
+
+    def __init__(self, of: Any = None) -> None:
+        self.of = of
+        self.made: dict[Compiled, Compiled] = {}  # by what stands in the class
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Methods, ()
+
+
 class Compiled:
     """A function whose captures are kept, and chosen by its arguments and their guards."""
 
@@ -327,6 +360,28 @@ class Compiled:
         self.form: Any = None
         self.mode: bool | None = None
         self.last: Captured | None = None
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """The compiled method of one object, with captures of its own."""
+        bind = getattr(type(self.function), "__get__", None)
+        if instance is None or bind is None:
+            return self
+        if isinstance(instance, type):  # of a class method
+            return MethodType(self, instance)
+        attributes = getattr(instance, "__dict__", None)
+        if attributes is None:
+            raise FrozenValueError(
+                "a compiled method keeps its captures with the object",
+                f"a {type(instance).__name__} has __slots__, and no __dict__",
+                "put '__dict__' among the slots, or call dp.compile(instance.method) once",
+            )
+        methods = attributes.get(METHODS)
+        if methods is None or methods.of is not instance:
+            methods = attributes[METHODS] = Methods(instance)
+        found: Compiled | None = methods.made.get(self)
+        if found is None:
+            found = methods.made[self] = Compiled(bind(self.function, instance, owner), self.check)
+        return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if LOCAL.stack and current().is_program:
@@ -404,6 +459,7 @@ def compile(function: Function | None = None, *, check: int = 0) -> Any:
     attributes that the function, or one that it calls, names, by the identity of modules,
     optimizers and parameters, by the modes (train, no_grad) and by which gradients are there:
     where one differs, the function is captured anew.
+    A method is captured once for each object, whose attributes are held like closure variables.
     Once a size of an argument was seen to change, the next capture holds for all sizes of 2 and
     more, unless the function needs the size as a number (to branch on it, to loop so often).
     What would be frozen silently is a FrozenValueError that names the line. Guards do not see what

@@ -142,9 +142,9 @@ class Reached:
                 self._named.append((value, set()))
                 self._queue.append(_function_of(vars(value).get("__init__")))
         elif hasattr(value, "__dict__"):
-            wrapped = vars(value).get("__wrapped__")
-            if wrapped is not None and _is_ours(type(value)):
-                self._queue.append(wrapped)  # a compiled function: what it counts is its own
+            wrapped = _compiled(value)
+            if wrapped is not None:
+                self._queue.append(wrapped)  # what the compiled one counts is its own
             else:
                 self._object(value)
         elif _is_authors(type(value)):  # it has slots
@@ -222,14 +222,19 @@ class Reached:
             self.settings.append(Place(holder, name, f"{kind.__name__}.", False))
             return
         if name not in holder:
-            raw = next((vars(c)[name] for c in kind.__mro__ if name in vars(c)), None)
-            function = _function_of(raw)
-            if function is not None:
-                self._queue.append(function)
+            having = [c for c in kind.__mro__ if name in vars(c)]
+            raw = vars(having[0])[name] if having else None
+            for c in having:  # the later ones by super()
+                function = _function_of(vars(c)[name])
+                if function is not None:
+                    self._queue.append(function)
+                elif c is not having[0] and _is_value(vars(c)[name]):
+                    self._place(Place({}, name, f"{c.__name__}.", _is_ours(c), c))
             if isinstance(raw, MemberDescriptorType) and kind is not value:
                 self._place(Place({}, name, f"{kind.__name__}.", False, value))
                 return
-            if hasattr(type(raw), "__get__") and not isinstance(raw, FunctionType):
+            plain = isinstance(raw, FunctionType) or _compiled(raw) is not None
+            if hasattr(type(raw), "__get__") and not plain:
                 return
         self._place(Place(holder, name, f"{kind.__name__}.", _is_ours(kind), kind))
 
@@ -242,8 +247,14 @@ def _is_value(raw: Any) -> bool:
     return isinstance(raw, (*PLAIN, *CONTAINERS, np.ndarray))
 
 
+def _compiled(value: Any) -> Any:
+    """The function behind a compiled one, or None."""
+    return getattr(value, "__dict__", {}).get("__wrapped__") if _is_ours(type(value)) else None
+
+
 def _function_of(raw: Any) -> Any:
-    """The function behind what a class has: a method, a property, or None."""
+    """The function behind what a class has: a method, compiled or not, a property, or None."""
+    raw = _compiled(raw) or raw
     for name in ("fget", "__func__", "func"):
         raw = getattr(raw, name, raw)
     return raw if isinstance(raw, FunctionType) else None
