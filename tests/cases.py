@@ -88,6 +88,8 @@ CASES = [
     one("rsqrt", fn.rsqrt, positive),
     Case("pow", fn.pow, [(5, 7), (7,)], positive, ["pow"]),
     one("square", lambda x: fn.pow(x, 2)), one("clip", lambda x: E.clip(x, -1.0, 1.5)),
+    Case("clip_both", E.clip, [(4, 19), (19,), (4, 1)]), two("clip_low", E.clip),
+    two("clip_high", lambda x, high: E.clip(x, high=high)),
     two("less", E.less, smooth=False), two("less_equal", E.less_equal, ints, False),
     two("greater", E.greater, smooth=False), two("greater_equal", E.greater_equal, ints, False),
     two("equal", E.equal, below(3), False), two("not_equal", E.not_equal, flags, False),

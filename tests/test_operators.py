@@ -255,3 +255,36 @@ def test_attributes_that_are_equal_and_not_the_same_have_bodies_of_their_own():
     for slope, sign in [(0.0, True), (-0.0, False), (0.0, True)]:
         below = F.leaky_relu(x, negative_slope=slope).numpy()[0]
         assert below == 0 and np.signbit(below) == sign
+
+
+def slopes_of(call, *arrays):
+    """The result and the gradient of its sum in each array, dynamic and compiled: equal."""
+
+    def both(*tensors):
+        out = call(*tensors)
+        return out, *dp.partials(out.sum(), tensors)
+
+    leaves = [dp.tensor(a, requires_grad=True) for a in arrays]
+    dynamic, compiled = ([v.numpy() for v in f(*leaves)] for f in (both, dp.compile(both)))
+    for a, b in zip(dynamic, compiled, strict=True):
+        same_bits(a, b)
+    return [v.tolist() for v in dynamic]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clip_hands_the_cotangent_to_one_of_value_and_bounds(dtype):
+    x = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, np.nan], dtype)
+    low, high = np.array([-1.0], dtype), np.array(1.0, dtype)
+    out, dx, dlow, dhigh = slopes_of(dp.clip, x, low, high)
+    assert out[:5] == [-1, -1, 0, 1, 1] and np.isnan(out[5])
+    assert (dx, dlow, dhigh) == ([0, 0, 1, 0, 0, 0], [1], 1)
+    assert slopes_of(dp.clip, x[:5], low)[1:] == [[0, 0, 1, 1, 1], [1]]
+    assert slopes_of(lambda x, high: x.clip(high=high), x[:5], high)[1:] == [[1, 1, 1, 0, 0], 1]
+
+
+def test_clip_between_bounds_that_cross_is_the_upper_one():
+    x = np.array([-2.0, 0.0, 1.0, 2.0, 3.0], np.float32)
+    low, high = np.full(5, 2.0, np.float32), np.full(5, 1.0, np.float32)
+    assert slopes_of(dp.clip, x, low, high) == [[1] * 5, [0] * 5, [0] * 5, [1] * 5]
+    equal = np.full(5, 1.0, np.float32)
+    assert slopes_of(dp.clip, x, equal, high)[1:] == [[0] * 5, [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]]

@@ -15,6 +15,7 @@ from diptych.kernel import scalar as scalar_ops
 from diptych.kernel.expr import Expr
 from diptych.ops.base import (
     Handle,
+    composite,
     convert,
     is_scalar,
     need_float,
@@ -552,20 +553,67 @@ def cast(x: Any, dtype: Any) -> Handle:
     return convert(operand(x), as_dtype(dtype))
 
 
+@composite
+def clip_low(x: Handle, low: Handle) -> Handle:
+    """maximum(x, low); the cotangent goes to x above the bound, to the bound below it."""
+    return maximum(x, low)
+
+
+@clip_low.with_gradient
+def _clip_low_gradient(g: Node, node: Node) -> list[Node | None]:
+    x, low = node.inputs
+    return _shared(g, [(x, greater(x, low)), (low, less(x, low))])
+
+
+@composite
+def clip_high(x: Handle, high: Handle) -> Handle:
+    """minimum(x, high); the cotangent goes to x below the bound, to the bound above it."""
+    return minimum(x, high)
+
+
+@clip_high.with_gradient
+def _clip_high_gradient(g: Node, node: Node) -> list[Node | None]:
+    x, high = node.inputs
+    return _shared(g, [(x, less(x, high)), (high, greater(x, high))])
+
+
+@composite
+def clip_both(x: Handle, low: Handle, high: Handle) -> Handle:
+    """minimum(maximum(x, low), high). The cotangent goes to x strictly between the bounds, else to
+    the bound that x lies strictly beyond; to `high` alone where low > high."""
+    return minimum(maximum(x, low), high)
+
+
+@clip_both.with_gradient
+def _clip_both_gradient(g: Node, node: Node) -> list[Node | None]:
+    x, low, high = node.inputs
+    inside = logical_and(greater(x, low), less(x, high))
+    below = logical_and(less(x, low), less_equal(low, high))
+    above = logical_or(greater(x, high), greater(low, high))
+    return _shared(g, [(x, inside), (low, below), (high, above)])
+
+
+def _shared(g: Node, parts: Sequence[tuple[Node, Handle]]) -> list[Node | None]:
+    """The cotangents of inputs, each of which has g where its condition holds."""
+    zero = zeros_as(g)
+    return [
+        unbroadcast(where(has, g, zero), i.type.shape) if i.needs_grad else None for i, has in parts
+    ]
+
+
 def clip(x: Any, low: Any = None, high: Any = None) -> Handle:
-    """minimum(maximum(x, low), high), either bound optional; gradient zero at the bounds."""
-    x = operand(x)
-    inside = None
-    result = x
-    if low is not None:
-        low = pair(x, low, "clip")[1]
-        result, inside = maximum(result, low), greater(x, low)
-    if high is not None:
-        high = pair(x, high, "clip")[1]
-        below = less(x, high)
-        inside = below if inside is None else logical_and(inside, below)
-        result = minimum(result, high)
-    if inside is None:
-        return x
-    # The value of the bounds, the gradient of x strictly inside them.
-    return where(inside, x, stop_gradient(result))
+    """minimum(maximum(x, low), high), either bound optional, numbers or tensors that broadcast.
+
+    The cotangent goes to x strictly between the bounds, else to the bound that x lies strictly
+    beyond. Where x equals a bound, or is NaN, nobody receives it. Where low > high the result is
+    high, and high alone receives it.
+    """
+    if low is None and high is None:
+        return operand(x)
+    if low is None:
+        return clip_high(*pair(x, high, "clip"))
+    if high is None:
+        return clip_low(*pair(x, low, "clip"))
+    x, low = pair(x, low, "clip")
+    x, high = pair(x, high, "clip")
+    return clip_both(x, pair(x, low, "clip")[1], high)
