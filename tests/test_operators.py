@@ -288,3 +288,26 @@ def test_clip_between_bounds_that_cross_is_the_upper_one():
     assert slopes_of(dp.clip, x, low, high) == [[1] * 5, [0] * 5, [0] * 5, [1] * 5]
     equal = np.full(5, 1.0, np.float32)
     assert slopes_of(dp.clip, x, equal, high)[1:] == [[0] * 5, [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]]
+
+
+def test_pow_has_a_gradient_at_base_zero():
+    a = np.array([0.0, -0.0, np.nan, np.inf, -2.0, 3.0], np.float32)
+    assert slopes_of(lambda a: a**0.0, a) == [[1] * 6, [0] * 6]
+    assert slopes_of(lambda a: a**0, a) == [[1] * 6, [0] * 6]
+    _, da, _ = slopes_of(lambda a, b: a**b, a, np.zeros(6, np.float32))
+    assert da == [0] * 6
+    b = np.array([0.0, -0.0, 0.5, 1.0, 3.0, np.inf], np.float32)
+    assert slopes_of(lambda b: 0.0**b, b) == [[1, 1, 0, 0, 0, 0], [0] * 6]
+    _, da, db = slopes_of(lambda a, b: a**b, np.zeros(5, np.float32), b[:5])
+    assert da == [0, 0, np.inf, 1, 0] and db == [0] * 5
+    assert slopes_of(lambda b: 0.0**b, np.float32([-1.0]))[1] == [-np.inf]
+
+
+def test_pow_has_a_second_gradient_at_base_zero():
+    def second(power):
+        return dp.grad(dp.grad(lambda a: a**power))(dp.tensor(0.0)).item()
+
+    assert [second(p) for p in (0.0, 1.0, 2.0, 3.0)] == [0, 0, 2, 0]
+    mixed = dp.grad(lambda b: dp.grad(lambda a: a**b)(dp.tensor(2.0)))
+    assert mixed(dp.tensor(0.0)).item() == 0.5  # 1 / a
+    assert dp.grad(dp.grad(lambda b: 0.0**b))(dp.tensor(0.5)).item() == 0

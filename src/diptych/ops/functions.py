@@ -27,8 +27,12 @@ from diptych.ops.elementwise import (
     Elementwise,
     add,
     divide,
+    equal,
     greater,
+    greater_equal,
     less,
+    logical_and,
+    logical_not,
     multiply,
     negative,
     subtract,
@@ -259,7 +263,8 @@ class Abs(Elementwise):
 
 @primitive
 class Pow(Elementwise):
-    """a ** b for floats. Cotangents g*(b*a**(b-1)) and g*(out*log(a))."""
+    """a ** b for floats. Cotangents g*(b*a**(b-1)) and g*(out*log(a)); the first is 0 where b = 0,
+    the second where a = 0 and b >= 0."""
 
     name: ClassVar[str] = "pow"
 
@@ -278,13 +283,18 @@ class Pow(Elementwise):
         return k.evaluate(self.scalar(*places), {"a": a, "b": b})
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        """Where the factors would be 0 * inf or 0 * NaN, one of them is replaced before it is
+        computed, and not the product after it: so the gradient of this is right as well."""
         a, b = node.inputs
-        slope = multiply(b, record(Pow(), a, subtract(b, 1.0)))
         result: list[Node | None] = [None, None]
         if a.needs_grad:
+            vanishes = logical_and(equal(b, 0.0), logical_not(greater(abs(a), 0.0)))
+            slope = multiply(b, record(Pow(), a, where(vanishes, 0.0, subtract(b, 1.0))))
             result[0] = unbroadcast(multiply(g, slope), a.type.shape)
         if b.needs_grad:
-            result[1] = unbroadcast(multiply(g, multiply(node, log(a))), b.type.shape)
+            vanishes = logical_and(equal(a, 0.0), greater_equal(b, 0.0))
+            slope = multiply(node, log(where(vanishes, 1.0, a)))
+            result[1] = unbroadcast(multiply(g, slope), b.type.shape)
         return result
 
 
