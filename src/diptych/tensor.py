@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from diptych.autodiff import gradients, history_of, release
-from diptych.dtypes import DType, TensorType, as_dtype, product
+from diptych.dtypes import TensorType, as_dtype
 from diptych.elsewhere import OfTensor
-from diptych.errors import DtypeError, GraphError, ShapeError
-from diptych.graph.node import Node, Operand, Operator, constant_node, input_node
+from diptych.errors import GraphError, ShapeError
+from diptych.graph.node import Node, Operator, constant_node, input_node
 from diptych.graph.record import Recorder, author_line, current, origin
-from diptych.ops import contract, elementwise, functions, indexing, reduce, shape
+from diptych.ops import elementwise
 from diptych.ops.base import host_array, need_float, plain_array
+from diptych.ops.methods import Methods
 from diptych.runtime.memory import empty, empty_columns
 from diptych.size import Looked
 
@@ -116,11 +117,10 @@ class TensorRecorder(Recorder):
         """A parameter was made while this panel records."""
 
 
-class Tensor(Operand, OfTensor):
+class Tensor(Methods, OfTensor):
     """A handle on a value: shape and dtype are known at once, the data when it is looked at."""
 
     __slots__ = ("__weakref__", "_grad", "node", "recorder")
-    __array_priority__ = 100
 
     def __init__(self, node: Node, recorder: TensorRecorder) -> None:
         self.node, self.recorder = node, recorder
@@ -129,27 +129,11 @@ class Tensor(Operand, OfTensor):
     # ---- type ------------------------------------------------------------------------------
 
     @property
-    def type(self) -> TensorType:
-        return self.node.type
-
-    @property
     def shape(self) -> tuple[Any, ...]:
         looked = self.recorder.looked
         if looked is not None:
             return tuple([looked.shown(d) for d in self.node.type.shape])
         return self.node.type.shape
-
-    @property
-    def dtype(self) -> DType:
-        return self.node.type.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self.node.type.rank
-
-    @property
-    def size(self) -> Any:
-        return product(self.shape)
 
     @property
     def requires_grad(self) -> bool:
@@ -163,14 +147,6 @@ class Tensor(Operand, OfTensor):
             FREEZING if isinstance(self, Parameter) else "x.requires_grad_(), or x.detach()",
         )
 
-    def __len__(self) -> int:
-        if not self.shape:
-            raise ShapeError("a tensor without axes has no length", f"{self.type}", ".item()")
-        return int(self.shape[0])
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[n] for n in range(len(self)))
-
     # ---- looking ---------------------------------------------------------------------------
 
     def numpy(self) -> Array:
@@ -180,32 +156,6 @@ class Tensor(Operand, OfTensor):
         """
         value: Any = current_panel(self).observe(self)
         return np.asarray(memoryview(value).toreadonly())
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.numpy(), dtype, copy=copy)
-
-    def item(self) -> Any:
-        """The value of a one-element tensor as a Python number."""
-        if self.size != 1:
-            raise ShapeError("item() takes a tensor of one element", f"{self.type}", ".numpy()")
-        return self.numpy().reshape(-1)[0].item()
-
-    def tolist(self) -> Any:
-        return self.numpy().tolist()
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __index__(self) -> int:
-        if not self.dtype.is_integer:
-            raise DtypeError("an index is an integer", f"{self.type}", "int(x)")
-        return int(self.item())
-
-    def __bool__(self) -> bool:
-        return bool(self.item())
 
     def __repr__(self) -> str:
         try:
@@ -261,167 +211,6 @@ class Tensor(Operand, OfTensor):
         self.node.owner = weakref.ref(self)
         self.recorder.changed(self.node)
         return self
-
-    # ---- operators -------------------------------------------------------------------------
-
-    def __add__(self, other: Any) -> Tensor:
-        return elementwise.add(self, other)  # type: ignore[no-any-return]
-
-    def __radd__(self, other: Any) -> Tensor:
-        return elementwise.add(other, self)  # type: ignore[no-any-return]
-
-    def __sub__(self, other: Any) -> Tensor:
-        return elementwise.subtract(self, other)  # type: ignore[no-any-return]
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return elementwise.subtract(other, self)  # type: ignore[no-any-return]
-
-    def __mul__(self, other: Any) -> Tensor:
-        return elementwise.multiply(self, other)  # type: ignore[no-any-return]
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return elementwise.multiply(other, self)  # type: ignore[no-any-return]
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return elementwise.divide(self, other)  # type: ignore[no-any-return]
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return elementwise.divide(other, self)  # type: ignore[no-any-return]
-
-    def __floordiv__(self, other: Any) -> Tensor:
-        return elementwise.floor_divide(self, other)  # type: ignore[no-any-return]
-
-    def __rfloordiv__(self, other: Any) -> Tensor:
-        return elementwise.floor_divide(other, self)  # type: ignore[no-any-return]
-
-    def __mod__(self, other: Any) -> Tensor:
-        return elementwise.remainder(self, other)  # type: ignore[no-any-return]
-
-    def __rmod__(self, other: Any) -> Tensor:
-        return elementwise.remainder(other, self)  # type: ignore[no-any-return]
-
-    def __pow__(self, other: Any) -> Tensor:
-        return functions.pow(self, other)  # type: ignore[no-any-return]
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return functions.pow(other, self)  # type: ignore[no-any-return]
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return contract.matmul(self, other)  # type: ignore[no-any-return]
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return contract.matmul(other, self)  # type: ignore[no-any-return]
-
-    def __neg__(self) -> Tensor:
-        return elementwise.negative(self)  # type: ignore[no-any-return]
-
-    def __abs__(self) -> Tensor:
-        return functions.abs(self)  # type: ignore[no-any-return]
-
-    def __invert__(self) -> Tensor:
-        return elementwise.logical_not(self)  # type: ignore[no-any-return]
-
-    def __and__(self, other: Any) -> Tensor:
-        return elementwise.logical_and(self, other)  # type: ignore[no-any-return]
-
-    def __or__(self, other: Any) -> Tensor:
-        return elementwise.logical_or(self, other)  # type: ignore[no-any-return]
-
-    def __xor__(self, other: Any) -> Tensor:
-        return elementwise.logical_xor(self, other)  # type: ignore[no-any-return]
-
-    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
-
-    def __lt__(self, other: Any) -> Tensor:
-        return elementwise.less(self, other)  # type: ignore[no-any-return]
-
-    def __le__(self, other: Any) -> Tensor:
-        return elementwise.less_equal(self, other)  # type: ignore[no-any-return]
-
-    def __gt__(self, other: Any) -> Tensor:
-        return elementwise.greater(self, other)  # type: ignore[no-any-return]
-
-    def __ge__(self, other: Any) -> Tensor:
-        return elementwise.greater_equal(self, other)  # type: ignore[no-any-return]
-
-    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return elementwise.equal(self, other)  # type: ignore[no-any-return]
-
-    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return elementwise.not_equal(self, other)  # type: ignore[no-any-return]
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return indexing.take(self, key)  # type: ignore[no-any-return]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise GraphError(
-            "the value of a tensor does not change",
-            f"assignment to a part of {self.type}",
-            "where(...), concat or scatter_add make a new tensor",
-        )
-
-    @property
-    def T(self) -> Tensor:
-        return shape.transpose(self)  # type: ignore[no-any-return]
-
-    def astype(self, dtype: Any) -> Tensor:
-        return elementwise.cast(self, dtype)  # type: ignore[no-any-return]
-
-    def reshape(self, *sizes: Any) -> Tensor:
-        return shape.reshape(self, *sizes)  # type: ignore[no-any-return]
-
-    def flatten(self, start: int = 0) -> Tensor:
-        return shape.flatten(self, start)  # type: ignore[no-any-return]
-
-    def transpose(self, *order: int) -> Tensor:
-        return shape.transpose(self, order or None)  # type: ignore[no-any-return]
-
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.reduce_sum(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.mean(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.reduce_max(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.reduce_min(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def prod(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.prod(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def any(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.reduce_any(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def all(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.reduce_all(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def argmax(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.argmax(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def argmin(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return reduce.argmin(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def clip(self, low: Any = None, high: Any = None) -> Tensor:
-        return elementwise.clip(self, low, high)  # type: ignore[no-any-return]
-
-    abs = __abs__
-
-    def exp(self) -> Tensor:
-        return functions.exp(self)  # type: ignore[no-any-return]
-
-    def log(self) -> Tensor:
-        return functions.log(self)  # type: ignore[no-any-return]
-
-    def sqrt(self) -> Tensor:
-        return functions.sqrt(self)  # type: ignore[no-any-return]
-
-    def tanh(self) -> Tensor:
-        return functions.tanh(self)  # type: ignore[no-any-return]
-
-    def sigmoid(self) -> Tensor:
-        return functions.sigmoid(self)  # type: ignore[no-any-return]
 
 
 def _in_place(sign: str) -> Any:
