@@ -19,6 +19,10 @@ def normal(rng, shape):
     return (rng.standard_normal(shape) * 2).astype(np.float32)
 
 
+def double(rng, shape):
+    return rng.standard_normal(shape) * 50
+
+
 def positive(rng, shape):
     return rng.uniform(0.1, 4.0, shape).astype(np.float32)
 
@@ -77,7 +81,8 @@ CASES = [
     two("divide", E.divide, positive), two("minimum", E.minimum), two("maximum", E.maximum),
     two("floor_divide", E.floor_divide, ints, False), two("remainder", E.remainder, ints, False),
     Case("floor_divide_f32", E.floor_divide, [(40,), (40,)], normal, [], False),
-    Case("remainder_f32", E.remainder, [(40,), (40,)], normal, [], False),
+    Case("remainder_f32", E.remainder, [(40,), (40,)], normal, []),
+    Case("remainder_f64", E.remainder, [(4, 19), (19,)], double, []),
     Case("fma", E.fma, [(4, 19), (19,), (4, 1)], normal, ["fma"]),
     one("negative", E.negative), one("abs", fn.abs), one("sign", fn.sign, smooth=False),
     one("floor", fn.floor, smooth=False), one("ceil", fn.ceil, smooth=False),

@@ -1,6 +1,7 @@
 """Elementary functions against MPFR: a thinned form of scripts/verify_math.py."""
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,53 @@ def test_pow_has_the_special_values_of_annex_f():
 def test_an_exponent_of_two_is_a_product():
     x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     assert same((dp.tensor(x) ** 2).numpy(), x * x)
+
+
+def pairs(dtype, n):
+    """Operands of every size, near ones, whole ones, and special values with each other."""
+    rng = np.random.default_rng(0)
+    info, whole = np.finfo(dtype), {np.float32: np.uint32, np.float64: np.uint64}[dtype]
+    raw = rng.integers(0, np.iinfo(whole).max, (2, n), whole, endpoint=True).view(dtype)
+    near = rng.standard_normal((2, n)).astype(dtype) * np.array([[100], [1]], dtype)
+    least = rng.integers(1, 10**6, n).astype(dtype) * info.smallest_subnormal
+    special = [0.0, 1, 5, 0.1, 3, 1e9, INF, NAN, info.max, info.tiny, info.smallest_subnormal]
+    special = np.array([s * v for v in special for s in (1, -1)], dtype)
+    return (
+        np.concatenate([raw[0], near[0], np.round(near[0]), raw[0], np.repeat(special, 22)]),
+        np.concatenate([raw[1], near[1], np.round(near[1] * 9), least, np.tile(special, 22)]),
+    )
+
+
+@pytest.mark.parametrize("name", ["floor_divide", "remainder"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_division_with_a_remainder_is_numpys(name, dtype):
+    x, y = pairs(dtype, 20_000)
+    operator = make_operator(name, {})
+    with np.errstate(all="ignore"):
+        expected = getattr(np, name)(x, y)
+        assert same(operator.reference(x, y), expected)
+    for result in (
+        in_numpy(name, x, y),
+        (dp.tensor(x) % y if name == "remainder" else dp.tensor(x) // y).numpy(),
+    ):
+        assert same(result, expected)
+
+
+def test_division_with_a_remainder_is_exact():
+    one = dp.tensor(np.float64([1.0, 1e9, 5.0, -5.0, 5.0, -5.0, 1e300]))
+    y = np.float64([0.1, 3.0, INF, INF, -INF, -INF, 1e-300])
+    rests = [1 - 9 * Fraction(0.1), 1, 5, INF, -INF, -5, Fraction(1e300) % Fraction(1e-300)]
+    assert (one % y).tolist() == [float(r) for r in rests]
+    assert (one // y).tolist() == [9, 333333333, 0, -1, -1, 0, INF]
+    x = dp.tensor([1.0, -1.0, 0.0])
+    assert same((x // 0.0).numpy(), np.float32([INF, -INF, NAN]))
+    assert same((x % 0.0).numpy(), np.float32([NAN] * 3))
+    i = dp.tensor(np.array([7, -7, 0]))
+    assert (i % 0).tolist() == [0, 0, 0]
+
+
+def test_the_gradient_of_a_remainder():
+    x = dp.tensor(np.float64([7.5, -7.5, 1.0, -5.0]), requires_grad=True)
+    y = dp.tensor(np.float64([2.0, 2.0, 0.1, INF]), requires_grad=True)
+    (x % y).sum().backward()
+    assert x.grad.tolist() == [1, 1, 1, 1] and y.grad.tolist() == [-3, 4, -9, 1]

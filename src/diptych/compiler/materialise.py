@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.graph.node import Constant, Graph, Input, Node, Operator
 from diptych.ops.contract import Contract
-from diptych.ops.elementwise import Divide, Elementwise
+from diptych.ops.elementwise import Divide, Elementwise, FloorDivide, Remainder
 from diptych.ops.functions import Function, Pow
 from diptych.ops.indexing import Gather, ScatterAdd
 from diptych.ops.reduce import Reduction
@@ -26,7 +26,7 @@ class Kind:
         self.fold = issubclass(op, Contract | Reduction | ScatterAdd)
         self.heavy = (  # worth computing only once
             self.fold
-            or issubclass(op, Function | Pow | Divide)
+            or issubclass(op, Function | Pow | Divide | FloorDivide | Remainder)
             or op.name in ("random_bits", "uniform", "normal")
         )
         self.contract = issubclass(op, Contract)

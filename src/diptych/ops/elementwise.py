@@ -11,6 +11,7 @@ from diptych.dtypes import BY_NAME, TensorType, as_dtype, bool_, broadcast_shape
 from diptych.errors import DtypeError
 from diptych.graph.node import Node, Operator, Source
 from diptych.kernel import expr as k
+from diptych.kernel import remainder as kernel_remainder
 from diptych.kernel import scalar as scalar_ops
 from diptych.kernel.expr import Expr
 from diptych.ops.base import (
@@ -131,23 +132,40 @@ class Divide(Arithmetic):
         ]
 
 
+def numpy_division(a: Array, b: Array) -> tuple[Array, Array]:
+    """a // b and a % b of floats, both from the exact remainder with the sign of a, by numpy's
+    rule; a quotient by 0 is a / b."""
+    with np.errstate(all="ignore"):
+        rest, plain = np.fmod(a, b), np.divide(a, b)
+        turned = (rest != 0) & ((rest < 0) != (b < 0))
+        quotient = (a - rest) / b
+        quotient = np.where(turned, quotient - 1, quotient)
+        down = np.floor(quotient)
+        down = np.where(quotient - down > 0.5, down + 1, down)
+        down = np.where(quotient == 0, np.copysign(np.zeros_like(plain), plain), down)
+        moved = np.where(turned, rest + b, rest)
+        moved = np.where(rest == 0, np.copysign(np.zeros_like(rest), b), moved)
+        return np.where(b == 0, plain, down), moved
+
+
 @primitive
 class FloorDivide(Arithmetic):
-    """Rounds the quotient down; an integer divided by zero is 0."""
+    """The quotient rounded down: of floats numpy's, from the exact remainder; x // 0.0 = x / 0.0.
+    An integer divided by zero is 0."""
 
     name: ClassVar[str] = "floor_divide"
 
     def reference(self, *inputs: Array) -> Array:
         a, b = inputs
         if a.dtype.kind == "f":
-            return np.floor(np.divide(a, b))
+            return numpy_division(a, b)[0]
         with np.errstate(all="ignore"):
             return np.where(b == 0, np.zeros_like(a), np.floor_divide(a, b))
 
     def scalar(self, *x: Expr) -> Expr:
         a, b = x
         if a.dtype.is_float:
-            return k.floor(a / b)
+            return kernel_remainder.floor_divide(a, b)
         remainder = k.rem(a, b)
         wrong_way = remainder.differs(0) & ((remainder ^ b) < 0) & b.differs(0)
         return a / b - k.select(wrong_way, k.const(1, a.dtype), 0)
@@ -158,20 +176,21 @@ class FloorDivide(Arithmetic):
 
 @primitive
 class Remainder(Arithmetic):
-    """a - floor(a / b) * b for integers (sign of b; x % 0 = 0); floats by the same formula."""
+    """What a // b leaves, exactly, with the sign of b: 5.0 % inf = 5.0, -5.0 % inf = inf, and
+    x % 0.0 is NaN; of integers x % 0 = 0. Cotangents g and -(g * (a // b))."""
 
     name: ClassVar[str] = "remainder"
 
     def reference(self, *inputs: Array) -> Array:
         a, b = inputs
         if a.dtype.kind == "f":
-            return a - np.floor(a / b) * b  # type: ignore[no-any-return]
+            return numpy_division(a, b)[1]
         return np.where(b == 0, np.zeros_like(a), np.remainder(a, b))
 
     def scalar(self, *x: Expr) -> Expr:
         a, b = x
         if a.dtype.is_float:
-            return a - k.floor(a / b) * b
+            return kernel_remainder.remainder(a, b)
         remainder = k.rem(a, b)
         wrong_way = remainder.differs(0) & ((remainder ^ b) < 0)
         moved = k.select(wrong_way, remainder + b, remainder)
