@@ -131,3 +131,23 @@ def test_panels_of_another_width_are_refused(monkeypatch):
     graph, _ = made("two products are added")
     with pytest.raises(InternalError, match="are not those of"):
         compile_graph(graph, {}, {}, machine(FAST))
+
+
+def test_a_temporary_with_padded_lines_has_room_for_them():
+    """A weight whose lines are padded gets a new value that other kernels must not see yet: the
+    value waits in a temporary that lies as the weight does."""
+    with dp.Program() as program:
+        x, w, other = dp.data("x", [257]), dp.data("w", [257, 2]), dp.data("other", [2])
+        new = w - dp.contract(x, other, "m,n->mn")
+        late = x - dp.matmul(w, new[0])
+    inputs = tuple(f.node for f in program.feeds.values())
+    graph = Graph(inputs, (new.node, late.node))
+    made = compile_graph(graph, {1: (1, 272)}, {0: 1}, machine(FAST))
+    ends = [
+        (buffer.offset + buffer.reach, buffer)
+        for kernel in made.kernels
+        for buffer in kernel.buffers
+        if buffer.kind == "temporary" and buffer.base is None
+    ]
+    assert any(buffer.reach > buffer.bytes for _, buffer in ends)
+    assert max(end for end, _ in ends) <= made.arena_bytes

@@ -67,6 +67,17 @@ class Buffer:
     def bytes(self) -> Dimension:
         return self.type.size * self.dtype.bytes
 
+    @lazy
+    def reach(self) -> Dimension:
+        """The bytes from the first element to the end of the last one, which are more than `bytes`
+        where lines of memory are padded. For memory that is not in panels."""
+        if 0 in self.type.shape:
+            return 0
+        last: Dimension = 0
+        for size, step in zip(self.type.shape, self.strides, strict=True):
+            last = last + (size - 1) * step
+        return (last + 1) * self.dtype.bytes
+
     def address(self, indices: Sequence[Expr]) -> Expr:
         """How many elements behind its start an element of the tensor lies."""
         total: Expr = const(0, i64)

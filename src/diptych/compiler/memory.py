@@ -55,7 +55,7 @@ def _lives(groups: Sequence[Sequence[Kernel]]) -> tuple[list[Buffer], tuple[Life
                     found[id(root)] = [time, time]
                     buffers.append(root)
                 found[id(root)][1] = time
-    return buffers, tuple(Life(b.bytes, *found[id(b)]) for b in buffers)
+    return buffers, tuple(Life(b.reach, *found[id(b)]) for b in buffers)
 
 
 def place(temporaries: tuple[Life, ...], sizes: Mapping[str, int]) -> tuple[list[int], int]:

@@ -63,6 +63,8 @@ class _Verifier:
         self.writers: dict[int, list[Kernel]] = {}  # of the kernels before, by their memory
         self.numbers = {id(node): n for n, node in enumerate(fusion.graph.nodes)}
         self.meanings: dict[int, k.Expr | None] = {}
+        # Of gathers, whose kernels may compute them anew: they stand for what they are made of.
+        self.positions = {node.inputs[1] for node in fusion.plan.nodes if kind(node).gather}
 
     def _computed(self) -> Iterator[tuple[Node, Buffer]]:
         """Nodes with memory of their own, and that memory."""
@@ -135,12 +137,14 @@ class _Verifier:
         zero = k.const(0, i64)
         return self._at(given)(*[zero if d == 1 else next(real) for d in given.type.shape])
 
-    def _element(self, node: Node, place: Place) -> Datum:
+    def _element(self, node: Node, place: Place) -> Number:
         """The element of a node, by the node that its memory belongs to."""
         while self._is_alias(node):
             (given,) = node.inputs
             place = _unravelled(self._linear(node.type.shape, place), self._shape(given))
             node = given
+        if node in self.positions and not kind(node).leaf:
+            return self._evaluate(self._lowered(node)(*[k.const(n, i64) for n in place]), {})
         return Datum(hash((self.numbers[id(node)], place)))
 
     def _shape(self, node: Node) -> Place:
@@ -158,7 +162,7 @@ class _Verifier:
         """What lies where a buffer says that it has an element."""
         address = self._address(buffer, place)
         root = buffer.root
-        if not 0 <= address < self.size(root.type.size):
+        if not 0 <= address * root.dtype.bytes < self.size(root.reach):
             raise InternalError(f"element {place} of {buffer} lies outside its memory")
         node = self.inputs.get((root.kind, root.slot))
         if node is not None:
