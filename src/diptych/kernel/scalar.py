@@ -10,6 +10,8 @@ import numpy as np
 from diptych.dtypes import DType
 
 Array = Any  # a numpy array or numpy scalar
+_BELOW_F32, _MIDDLE = (1 << 29) - 1, 1 << 28  # bits of an f64 that an f32 lacks; half of their unit
+_LEAST_NORMAL = 2.0**-126  # of f32
 
 
 def apply(op: str, operands: Sequence[Array], dtype: DType) -> Array:
@@ -91,10 +93,23 @@ def _to_odd(s: Array, e: Array) -> Array:
 def fma(a: Array, b: Array, c: Array) -> Array:
     """a*b + c rounded once."""
     if np.asarray(a).dtype == np.float32:
-        product = np.asarray(a, np.float64) * np.asarray(b, np.float64)  # exact: 48 bits
-        s, e = two_sum(product, np.asarray(c, np.float64))
-        return _to_odd(s, e).astype(np.float32)
+        return _fma32(a, b, c)
     return _fma64(a, b, c)
+
+
+def _fma32(a: Array, b: Array, c: Array) -> Array:
+    """Round the sum in f64, then to f32. The product is exact, so only the sum was rounded before:
+    a second rounding errs where that sum is the middle of two f32 numbers. Round the sum to odd
+    there. Do the same below the normal numbers, where the middles are elsewhere."""
+    product = np.asarray(a, np.float64) * np.asarray(b, np.float64)  # exact: 48 bits
+    c = np.asarray(c, np.float64)
+    total = np.asarray(product + c)
+    result = np.asarray(total.astype(np.float32))
+    twice = ((total.view(np.int64) & _BELOW_F32) == _MIDDLE) | (np.abs(total) < _LEAST_NORMAL)
+    if twice.any():
+        product, c = np.broadcast_arrays(product, c)
+        result[twice] = _to_odd(*two_sum(product[twice], c[twice])).astype(np.float32)
+    return result
 
 
 def _fma64(a: Array, b: Array, c: Array) -> Array:

@@ -29,13 +29,20 @@ def ordered_sum(terms: Array) -> Array:
     n = terms.shape[0]
     if n == 0:
         return np.zeros(terms.shape[1:], terms.dtype)
-    sums = []
-    for start in range(0, n, BLOCK):
-        total = terms[start].copy()
-        for term in terms[start + 1 : start + BLOCK]:
-            total = total + term
-        sums.append(total)
+    whole = n - n % BLOCK
+    blocks = terms[:whole].reshape(-1, BLOCK, *terms.shape[1:])
+    sums = [] if n == whole else [_chain(terms[whole:])]
+    if whole:
+        sums = [*_chain(blocks.swapaxes(0, 1)), *sums]
     return sums[0] if len(sums) == 1 else ordered_sum(np.stack(sums))
+
+
+def _chain(terms: Array) -> Array:
+    """The sum along axis 0, left to right."""
+    total = terms[0].copy()
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 @dataclass(frozen=True)
