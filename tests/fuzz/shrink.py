@@ -74,8 +74,8 @@ class Shrink:
             rounds = self.case.rounds
             if not self.tried(rounds=rounds[:1]) and not self.tried(rounds=rounds[1:]):
                 break
-        for mode in ("eager", "dynamic"):
-            if self.case.mode != "dynamic":
+        for mode in ("dynamic", "eager", "compiled"):
+            if self.case.mode not in ("dynamic", "eager"):
                 self.tried(mode=mode)
         self.tried(threads=1)
         self.tried(tiers=0)
@@ -163,12 +163,17 @@ class Shrink:
 
 
 def is_sound(case: Case) -> bool:
-    """Whether every name is there and every type fits."""
+    """Whether every name is there and every type fits. The inputs of a scan have a row for every
+    row of the batches, and no gradients stay behind."""
     try:
-        recorded(case)
+        recording = recorded(case)
     except (DiptychError, NameError, AttributeError, TypeError, SyntaxError, ValueError):
         return False
-    return True
+    if case.mode != "scan":
+        return bool(case.body())
+    inputs = [recording.values[name].shape for name, _ in case.leaves("x")]
+    rows = {recording.bound(shape[0]) if shape else 0 for shape in inputs}
+    return {*rows, *case.rounds} == {case.rounds[0]} and "optimizer.zero_grad()" in case.lines
 
 
 def returning(names: list[str]) -> str:
@@ -194,7 +199,7 @@ def without(lines: tuple[str, ...], gone: range) -> list[str]:
 def needed(lines: tuple[str, ...]) -> list[str]:
     """The lines without values, but x0, that no other line names. Parameters are seen anyway."""
     kept: list[str] = []
-    named = {"x0"} if any("N" in line for line in lines) else set()
+    named = {"x0"}
     for line in lines[::-1]:
         target, equals, _ = line.partition(" = ")
         if not equals or target in named or not NAME.fullmatch(target):
@@ -222,7 +227,7 @@ def smaller(size: int) -> list[int]:
 def renamed(case: Case) -> Case:
     """With names counted from 0."""
     text, new = "\n".join(case.lines), dict[str, str]()
-    for name in dict.fromkeys(["x0"] * ("N" in text) + NAME.findall(text)):
+    for name in dict.fromkeys(["x0"] * ("x0" in text) + NAME.findall(text)):
         new[name] = f"{name[0]}{sum(n[0] == name[0] for n in new)}"
     lines = NAME.sub(lambda m: new[m[0]], text).split("\n")
     return dataclasses.replace(case, lines=tuple(lines))
