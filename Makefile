@@ -7,7 +7,7 @@ BIN = .venv/bin
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: demo test check verify-math bench
+.PHONY: demo test check verify-math fuzz bench
 demo: .venv/ready
 	$(BIN)/python -m diptych digits --mode all --epochs 5 --seed 0
 
@@ -22,6 +22,12 @@ check: .venv/ready
 
 verify-math: .venv/ready
 	$(BIN)/python scripts/verify_math.py
+
+# MINUTES, JOBS (processes), SEED; CASE: a file with a case, which is checked alone;
+# MORE: --mode, --target, --first, --cases, --folder, --shrink
+fuzz: .venv/ready
+	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(or $(MINUTES),10) --jobs $(or $(JOBS),2) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(CASE),--case $(CASE)) $(MORE)
 
 # PEERS: a folder of virtual environments, torch, jax, ort, tf; BENCH: names of workloads;
 # MORE: --quick, --cpu, --data FOLDER, --seed FOLDER

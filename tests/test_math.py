@@ -4,12 +4,14 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import gmpy2
 import numpy as np
 import pytest
 
 import diptych as dp
 from diptych.dtypes import as_dtype
 from diptych.kernel import expr as k
+from diptych.kernel import scalar
 from diptych.ops.base import make_operator
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
@@ -160,3 +162,26 @@ def test_the_gradient_of_a_remainder():
     y = dp.tensor(np.float64([2.0, 2.0, 0.1, INF]), requires_grad=True)
     (x % y).sum().backward()
     assert x.grad.tolist() == [1, 1, 1, 1] and y.grad.tolist() == [-3, 4, -9, 1]
+
+
+def test_a_multiply_add_of_f32_is_rounded_once():
+    """Sums in the middle of two f32 numbers, just beside it, and below the normal numbers."""
+    rng, n = np.random.default_rng(0), 1000
+    unit = 1 + rng.integers(-2, 3, (2, n)) * 2.0**-23
+    whole, scale = rng.integers(1, 1 << 12, (3, n)), 2.0 ** rng.integers(-20, 20, (3, n))
+    small = rng.standard_normal((3, n)) * 2.0 ** rng.integers(-75, -60, (3, n))
+    triples = [
+        (unit[0] * 2.0**-12, unit[1] * 2.0**-12, rng.uniform(1, 2, n)),
+        whole * scale,
+        (small[0], small[1], small[2] * 2.0**-70),
+        np.array([[INF, -0.0, 3e38, NAN], [0.0, 0.0, 3e38, 1.0], [1.0, -0.0, -INF, 1.0]]),
+    ]
+    once = gmpy2.context(precision=24, emin=-148, emax=128, subnormalize=True)
+    for triple in triples:
+        a, b, c = (np.asarray(v, np.float32) for v in triple)
+        with np.errstate(all="ignore"):
+            found = scalar.fma(a, b, c)
+        with gmpy2.context(once):
+            exact = [gmpy2.fma(*(gmpy2.mpfr(float(v)) for v in t)) for t in zip(a, b, c)]
+        assert found.dtype == np.float32
+        assert same(found, np.array([float(v) for v in exact], np.float32))
