@@ -183,3 +183,51 @@ def test_what_cannot_be_drawn(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"diptych\[view\]"):
         dp.draw(loss)
+
+
+def test_an_arrow_carries_its_own_part_and_a_box_the_sum():
+    a, b = dp.tensor(3.0, requires_grad=True), dp.tensor(4.0, requires_grad=True)
+    y = a * b + a
+    for style in ("operators", "data"):
+        svg = dp.draw(y, style=style).svg
+        check(svg)
+        check_arrows(svg)
+        ends = ["1"] * (style == "operators")  # the arrow to the result
+        assert partials_beside_arrows(svg) == [*ends, "1", "1", "3", "4"]
+        assert "\u2202 5" in texts(svg) and "\u2202 3" in texts(svg)
+    y = a * a  # both arrows are of one box
+    assert partials_beside_arrows(dp.draw(y).svg) == ["1", "3", "3"]
+
+
+def partials_beside_arrows(svg):
+    found = ElementTree.fromstring(svg).iter()
+    return sorted(e.text for e in found if e.get("class", "") == "partial halo")
+
+
+def test_a_value_alone_and_a_parameter_that_waits():
+    for value in (3.0, [1.0, 2.0]):
+        t = dp.tensor(value)
+        for drawing in (dp.draw(t), dp.draw(t, style="data")):
+            assert len(boxes(drawing.svg)) == 1 and "t" in texts(drawing.svg)
+    assert "= 3" in texts(dp.draw(dp.tensor(3.0)).svg)
+    plain = dp.tensor(3.0) * 2
+    assert plain.item() == 6 and "= 6" in texts(dp.draw(plain).svg)  # no history to keep
+    p = dp.Parameter(np.float32([3.0]))
+    p.assign(p + 1.0)
+    y = (p * 2).sum()
+    assert {"= 3", "+ 1", "= 4", "= 8", "\u2202 2"} <= set(texts(dp.draw(y).svg))
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_a_history_that_was_released(look):
+    p = dp.Parameter(np.float32([3.0]))
+    y, z = (p * 2).sum(), (p * 2).sum()
+    loss = dp.compile(lambda x: (p * x).sum())(np.float32([2.0]))
+    y.backward()
+    z.backward(retain_graph=True)
+    if look:
+        assert y.item() == z.item() == loss.item() == 6
+    for value in (y, loss, y + 1.0):
+        with pytest.raises(GraphError, match=r"came from[\s\S]*test_view.py[\s\S]*retain_graph"):
+            dp.draw(value)
+    assert "\u2202 2" in texts(dp.draw(z).svg)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from diptych.errors import GraphError
-from diptych.graph.node import Node
+from diptych.graph.node import Node, walk
 from diptych.runtime.files import write_whole
 from diptych.static.program import Program
 from diptych.tensor import Tensor, default_panel
 from diptych.view import layout, svg
-from diptych.view.picture import Values, data_as_boxes, nodes_of, operators_as_boxes
+from diptych.view.picture import Values, data_as_boxes, operators_as_boxes
 
 STYLES = {"operators": operators_as_boxes, "data": data_as_boxes}
 
@@ -43,11 +43,12 @@ def draw(
 ) -> Drawing:
     """The graph of a tensor, of several, or of a loaded program.
 
-    Arrows carry what flows forward (blue), and back to every node the partial derivatives of the
-    result where it is one number (red): of a tensor of the dynamic panel at once, of a program
-    where it is given a feed. `style` is "operators" (a box is an operator, an arrow is data) or
-    "data" (the article's: a box is data, an arrow is the operation). `names` are names of tensors;
-    otherwise they are those of the caller's variables. Needs the extra `view`.
+    Arrows carry what flows forward (blue) and, where the result is one number, what flows back
+    (red): an arrow its own part of the partial derivative, a box the sum. Of a tensor of the
+    dynamic panel they are there at once, of a program where it is given a feed. `style` is
+    "operators" (a box is an operator, an arrow is data) or "data" (the article's: a box is data,
+    an arrow is the operation). `names` are names of tensors; otherwise they are those of the
+    caller's variables. Needs the extra `view`.
     """
     if style not in STYLES:
         raise GraphError("a style is operators or data", repr(style), "style='operators'")
@@ -61,11 +62,17 @@ def draw(
         )
     panel = tensors[0].recorder
     roots = [panel.node_of(t) for t in tensors]
-    nodes = nodes_of(roots)
+    for root in roots:
+        if root.released:
+            raise GraphError(
+                "a drawing shows where a value came from, which backward releases",
+                f"{root.type}: a backward went through it, or a compiled function returned it",
+                "draw before backward, or pass it retain_graph=True; call the plain function",
+            )
+    nodes = walk(roots)
     found = dict(names) if names is not None else dict(sys._getframe(1).f_locals)
     known = _known(nodes, panel, feed)
-    root = roots[0] if len(roots) == 1 else None
-    values = Values(nodes, root, known)
+    values = Values(nodes, roots, known)
     picture = STYLES[style](nodes, roots, _names(nodes, panel, found), values)
     return Drawing(svg.render(picture, layout.place(picture)))
 

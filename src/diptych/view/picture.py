@@ -12,8 +12,9 @@ from diptych import engine
 from diptych.autodiff import gradients
 from diptych.dtypes import Dim
 from diptych.errors import FeedError
-from diptych.graph.node import Constant, Graph, Node, constant_node, walk
+from diptych.graph.node import Constant, Graph, Node, constant_node
 from diptych.graph.rewrite import specialise
+from diptych.ops.elementwise import Identity
 
 Array = np.ndarray[Any, Any]
 MINUS, TIMES = "\u2212", "\u00d7"
@@ -51,31 +52,61 @@ class Picture:
 
 
 class Values:
-    """Values and partials of nodes, where they can be computed."""
+    """Values and partials of nodes, where they can be computed. A node has the sum of what flows
+    back to it; `parts` are what flows along each arrow: the input of a node, by its place."""
 
     def __init__(
-        self, nodes: Sequence[Node], root: Node | None, known: Mapping[int, Array]
+        self, nodes: Sequence[Node], roots: Sequence[Node], known: Mapping[int, Array]
     ) -> None:
         self.forward: dict[int, Array] = dict(known)
         self.backward: dict[int, Array] = {}
+        self.parts: dict[tuple[int, int], Array] = {}
+        self.numbers = {id(n) for n in nodes if is_number(n)} - set(map(id, roots))
         for node in nodes:
             if isinstance(node.op, Constant):
                 self.forward[id(node)] = node.op.array(node.type)
         leaves = [n for n in nodes if not n.inputs and not isinstance(n.op, Constant)]
         if any(id(n) not in known for n in leaves):
             return
-        inner = [n for n in nodes if n.inputs]
-        targets = [n for n in nodes if n.needs_grad] if root is not None else []
-        partials: list[Node | None] = []
-        if root is not None and root.needs_grad and root.type.size == 1:
-            seed = constant_node(np.ones([1] * root.type.rank), root.type.dtype)
-            partials = gradients([root], [seed], targets)
-        pairs = [(t, g) for t, g in zip(targets, partials, strict=False) if g is not None]
-        roots = [*inner, *[g for _, g in pairs]]
-        graph = specialise(Graph(tuple(leaves), tuple(roots)), _sizes(leaves, known))
-        results = engine.run_once(graph, [known[id(n)] for n in leaves], "cpu")
-        self.forward.update(zip(map(id, inner), results, strict=False))
-        self.backward.update(zip([id(t) for t, _ in pairs], results[len(inner) :], strict=True))
+        wanted: list[tuple[dict[Any, Array], Any, Node]]
+        wanted = [(self.forward, id(n), n) for n in nodes if n.inputs]
+        (root, *more) = roots
+        if not more and root.needs_grad and root.type.size == 1:
+            of = {id(n): n for n in nodes if n.needs_grad}
+            wanted += [(self.backward, key, g) for key, g in _partials(root, of)]
+            whole, arrows = _with_arrows(nodes)
+            wanted += [(self.parts, key, g) for key, g in _partials(whole[id(root)], arrows)]
+        results = [node for *_, node in wanted]
+        graph = specialise(Graph(tuple(leaves), tuple(results)), _sizes(leaves, known))
+        values = engine.run_once(graph, [known[id(n)] for n in leaves], "cpu")
+        for (found, key, _), value in zip(wanted, values, strict=True):
+            found[key] = value
+
+
+def _partials(root: Node, of: Mapping[Any, Node]) -> list[tuple[Any, Node]]:
+    """The partial derivatives of a number, where there are any, by the keys of what they are of."""
+    seed = constant_node(np.ones([1] * root.type.rank), root.type.dtype)
+    found = gradients([root], [seed], list(of.values()))
+    return [(key, g) for key, g in zip(of, found, strict=True) if g is not None]
+
+
+def _with_arrows(nodes: Sequence[Node]) -> tuple[dict[int, Node], dict[tuple[int, int], Node]]:
+    """A copy of a graph in which every arrow is a node too: its partial is a part of the sum. The
+    nodes by those they stand for; the arrows by what they lead to, and the place there."""
+    new: dict[int, Node] = {}
+    arrows: dict[tuple[int, int], Node] = {}
+    for node in nodes:
+        inputs = []
+        for n, given in enumerate(node.inputs):
+            own = (new[id(given)],)
+            inputs.append(Node(Identity(), own, given.type, needs_grad=given.needs_grad))
+            if given.needs_grad:
+                arrows[id(node), n] = inputs[-1]
+        new[id(node)] = node
+        if inputs:
+            new[id(node)] = Node(node.op, tuple(inputs), node.type, node.where)
+            new[id(node)].needs_grad, new[id(node)].leaf = node.needs_grad, node.leaf
+    return new, arrows
 
 
 def _sizes(leaves: Sequence[Node], known: Mapping[int, Array]) -> dict[str, int]:
@@ -117,10 +148,10 @@ def is_number(node: Node) -> bool:
     return node.type.size == 1 and (isinstance(node.op, Constant) or plain)
 
 
-def _title(node: Node) -> str:
+def _title(node: Node, values: Values) -> str:
     """An operator with the numbers among its operands: `× 2`."""
     sign = SIGNS.get(node.op.name)
-    numbers = [_number(i) for i in node.inputs if is_number(i)]
+    numbers = [_number(i) for i in node.inputs if id(i) in values.numbers]
     if sign is not None:
         return " ".join([sign, *numbers])
     return f"{node.op.name} {', '.join(numbers)}".strip()
@@ -132,22 +163,24 @@ def operators_as_boxes(
     """diptych's convention: a box is an operator or an input, an arrow is the data."""
     boxes, arrows, place = [], [], {}  # type: ignore[var-annotated]
     for node in nodes:
-        if is_number(node):
+        if id(node) in values.numbers:
             continue
         place[id(node)] = len(boxes)
         boxes.append(_box(node, names, values))
-        for given in node.inputs:
+        for n, given in enumerate(node.inputs):
             if id(given) in place:
                 arrows.append(
                     Arrow(
                         place[id(given)],
                         place[id(node)],
                         value=shown(values.forward.get(id(given))),
-                        partial=shown(values.backward.get(id(given))),
+                        partial=shown(values.parts.get((id(node), n))),
                         shape=given.type.size not in range(SHOWN + 1),
                     )
                 )
     for root in roots:
+        if not root.inputs:  # its box is there
+            continue
         name = names.get(id(root), "result")
         boxes.append(Box(name, "data", _facts(root, values), where=str(root.where)))
         arrows.append(
@@ -168,22 +201,22 @@ def data_as_boxes(
     """The article's convention: a box is data, an arrow is the operation that makes the next."""
     boxes, arrows, place = [], [], {}  # type: ignore[var-annotated]
     for node in nodes:
-        if is_number(node):
+        if id(node) in values.numbers:
             continue
         place[id(node)] = len(boxes)
         box = _box(node, names, values)
         if node.inputs:
-            box = Box(names.get(id(node)) or _expression(node, names), "data", box.lines,
-                      box.partial, box.where)  # fmt: skip
+            title = names.get(id(node)) or _expression(node, names, values)
+            box = Box(title, "data", box.lines, box.partial, box.where)
         boxes.append(box)
-        for given in node.inputs:
+        for n, given in enumerate(node.inputs):
             if id(given) in place:
                 arrows.append(
                     Arrow(
                         place[id(given)],
                         place[id(node)],
-                        _title(node),
-                        partial=shown(values.backward.get(id(given))),
+                        _title(node, values),
+                        partial=shown(values.parts.get((id(node), n))),
                         shape=given.type.size not in range(SHOWN + 1),
                     )
                 )
@@ -193,7 +226,7 @@ def data_as_boxes(
 def _box(node: Node, names: Mapping[int, str], values: Values) -> Box:
     name = names.get(id(node), node.label)
     if node.inputs:
-        box = Box(_title(node), "operator", _facts(node, values))
+        box = Box(_title(node, values), "operator", _facts(node, values))
     else:
         box = Box(name or "input", "parameter" if node.leaf and node.type.rank else "input",
                   _facts(node, values))  # fmt: skip
@@ -210,19 +243,15 @@ def _facts(node: Node, values: Values) -> list[str]:
     return [str(node.type) if value is None else f"{node.type.dtype} {shown(value)}"]
 
 
-def _expression(node: Node, names: Mapping[int, str]) -> str:
+def _expression(node: Node, names: Mapping[int, str], values: Values) -> str:
     """`2a` for a small product or sum, else the operator's name."""
+    number = [id(i) in values.numbers for i in node.inputs]
     parts = [
-        _number(i) if is_number(i) else names.get(id(i), i.label if not i.inputs else "")
-        for i in node.inputs
+        _number(i) if plain else names.get(id(i), i.label if not i.inputs else "")
+        for i, plain in zip(node.inputs, number, strict=True)
     ]
     if len(parts) == 2 and all(parts) and node.op.name in SIGNS:
-        number = is_number(node.inputs[0]) or is_number(node.inputs[1])
-        if node.op.name == "multiply" and number:
-            return "".join(parts if is_number(node.inputs[0]) else parts[::-1])
+        if node.op.name == "multiply" and any(number):
+            return "".join(parts if number[0] else parts[::-1])
         return f" {SIGNS[node.op.name]} ".join(parts)
     return node.label or node.op.name
-
-
-def nodes_of(roots: Sequence[Node]) -> list[Node]:
-    return walk(roots, stop=lambda n: n.leaf)
