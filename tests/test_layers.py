@@ -7,8 +7,8 @@ import diptych
 
 ROOT = Path(diptych.__file__).parent
 ROW = {
-    "errors": 0, "lazy": 0, "elsewhere": 0.5, "config": 1, "dtypes": 1, "size": 1.5, "philox": 1,
-    "kernel": 2,
+    "errors": 0, "lazy": 0, "elsewhere": 0.5, "config": 1, "states": 1, "dtypes": 1, "size": 1.5,
+    "philox": 1, "kernel": 2,
     "graph": 3,
     "ops": 4, "autodiff": 5, "interpret": 5, "compiler": 5, "runtime": 5.5, "compiles": 5,
     "engine": 6, "generator": 2, "tensor": 7, "derivatives": 7.2, "trail": 7.2, "loops": 7.3,

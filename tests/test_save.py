@@ -11,6 +11,7 @@ import diptych as dp
 import diptych.nn.functional as F
 from diptych import nn, optim
 from diptych.errors import (
+    DtypeError,
     FeedError,
     FileFormatError,
     MissingFileError,
@@ -219,3 +220,94 @@ def test_operators_of_other_authors_are_saved_as_what_they_are_made_of(tmp_path)
         @dp.operator
         def relu(x):
             return x
+
+
+RULES = {
+    "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9),
+    "adam": lambda p: optim.Adam(p, 0.05),
+}
+SCHEDULES = {
+    "steps": lambda o: optim.StepLR(o, every=2, gamma=0.3),
+    "cosine": lambda o: optim.CosineLR(o, total=5),
+}
+
+
+class Run:
+    """A training run, and all that it goes on from."""
+
+    def __init__(self, rule, schedule, seed):
+        dp.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.4), nn.Linear(5, 3))
+        optimizer = RULES[rule](self.model.parameters())
+        rng = np.random.default_rng(0)
+        rows = dp.data.arrays(rng.standard_normal((22, 6)).astype("f4"), rng.integers(0, 3, 22))
+        loader = dp.data.DataLoader(rows, 4, shuffle=True, seed=seed)
+        self.parts = {
+            "model": self.model,
+            "optimizer": optimizer,
+            "schedule": SCHEDULES[schedule](optimizer),
+            "loader": loader,
+            "generator": dp.default_generator(),
+        }
+
+        def step(x, y):
+            loss = F.cross_entropy(self.model(x), y)
+            optimizer.minimize(loss)
+            return loss
+
+        self.step = {"dynamic": step, "compiled": dp.compile(step), "scan": dp.compile(step)}
+
+    def train(self, mode, epochs):
+        losses = []
+        for _ in range(epochs):
+            if mode == "scan":
+                losses += dp.scan(self.step[mode], self.parts["loader"])[0].tolist()
+            else:
+                losses += [self.step[mode](x, y).item() for x, y in self.parts["loader"]]
+            self.parts["schedule"].step()
+        return losses, self.parts["optimizer"].lr, [p.tolist() for p in self.model.parameters()]
+
+    def state(self):
+        each = {part: owner.state_dict() for part, owner in self.parts.items()}
+        return {f"{part} {name}": a for part, state in each.items() for name, a in state.items()}
+
+    def load(self, state, order):
+        for part in order:
+            own = {n.split()[1]: a for n, a in state.items() if n.split()[0] == part}
+            self.parts[part].load_state_dict(own)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not(rule, schedule, tmp_path):
+    modes = ["dynamic", "compiled", "scan"]
+    whole = Run(rule, schedule, 1)
+    start = whole.train("dynamic", 3)
+    dp.save_state(whole.state(), tmp_path / "run.safetensors")
+    expected = whole.train("dynamic", 3)
+    for mode in modes:
+        other = Run(rule, schedule, 2)
+        assert other.train(mode, 1)[0] != start[0][:6]
+        order = list(other.parts)
+        other.load(
+            dp.load_state(tmp_path / "run.safetensors"), order if mode == "scan" else order[::-1]
+        )
+        assert other.train(mode, 3) == expected, mode
+
+
+def test_states_of_numbers_say_what_they_take():
+    run = Run("adam", "steps", 1)
+    run.train("dynamic", 1)
+    before = run.state()
+    for part in ("schedule", "loader", "generator"):
+        good = run.parts[part].state_dict()
+        name = list(good)[1]
+        for bad in ({}, {**good, "more": 1}, {**good, name: np.zeros(2)}, {**good, name: 0.5}):
+            with pytest.raises(DtypeError, match=rf"the state of a {part}[\s\S]*state_dict"):
+                run.parts[part].load_state_dict(bad)
+        with pytest.raises(DtypeError, match=r"dp.load_state\('run'\)"):
+            run.parts[part].load_state_dict("run")
+    with pytest.raises(dp.DiptychError, match="learning rate"):
+        run.parts["schedule"].load_state_dict({"base": -1.0, "count": 3})
+    after = run.state()
+    assert {n: a.tobytes() for n, a in after.items()} == {n: a.tobytes() for n, a in before.items()}

@@ -13,7 +13,7 @@ from diptych.dtypes import bool_, f32, f64, i32, i64, u8
 from diptych.dynamic import PANEL, no_recompile, set_eager, use_device
 from diptych.elsewhere import missing_from as _missing_from
 from diptych.errors import DiptychError
-from diptych.generator import manual_seed
+from diptych.generator import default_generator, manual_seed
 from diptych.ops.base import composite as operator
 from diptych.ops.contract import contract, matmul
 from diptych.ops.elementwise import (
@@ -145,6 +145,7 @@ __all__ = [
     "contract",
     "cos",
     "data",
+    "default_generator",
     "divide",
     "draw",
     "equal",

@@ -113,6 +113,8 @@ MODULES = {
         "permute": "dp.transpose(x, order)", "relu": "F.relu(x)", "softmax": "F.softmax(x)",
         "inference_mode": "dp.no_grad()", "set_num_threads": "dp.set_threads(n)",
         "device": "dp.use_device('cpu')", "cuda": _FIXED,
+        "get_rng_state": "dp.default_generator().state_dict()",
+        "set_rng_state": "dp.default_generator().load_state_dict(state)",
         "autograd": "dp.grad(f), or dp.partials(y, [x])",
     },
     "diptych.nn": {

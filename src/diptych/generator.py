@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diptych.states import numbers
 
 
 def drawn_seed(what: str) -> int:
@@ -43,15 +49,24 @@ class Generator:
         with self.lock:
             self.stream += count
 
-    def reset(self, seed: int) -> None:
-        self._seed, self.stream = int(seed), 0
+    def reset(self, seed: int, stream: int = 0) -> None:
+        self._seed, self.stream = int(seed), stream
         self.resets += 1
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The seed, and the number of calls that drew."""
+        return {"seed": np.asarray(self.seed), "stream": np.asarray(self.stream)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state_dict: what is drawn next is what was to be drawn then."""
+        self.reset(*numbers(state, "a generator", seed=int, stream=int))
 
 
 _default = Generator()
 
 
 def default_generator() -> Generator:
+    """The generator that all random operators draw from."""
     return _default
 
 

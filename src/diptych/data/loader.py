@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from diptych.errors import DiptychError, ShapeError
 from diptych.generator import drawn_seed
 from diptych.ops.base import whole
 from diptych.philox import permutation
+from diptych.states import numbers
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +61,14 @@ class DataLoader:
     def __len__(self) -> int:
         n = len(self.dataset)
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def state_dict(self) -> dict[str, Array]:
+        """The number of the next epoch, and the seed of all orders."""
+        return {"epoch": np.asarray(self.epoch), "seed": np.asarray(self.seed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state_dict, with the epoch after the last that was begun."""
+        self.epoch, self.seed = numbers(state, "a loader", epoch=int, seed=int)
 
     def order(self, epoch: int) -> Array:
         """Row numbers in the order of an epoch, i64."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from diptych.errors import DtypeError
 from diptych.formats.program import read_safetensors
-from diptych.ops.base import need_mapping
 from diptych.runtime.files import write_whole
+from diptych.states import need_mapping
 from diptych.tensor import Tensor
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,7 @@ import numpy as np
 from diptych.elsewhere import OfModule
 from diptych.errors import DiptychError, DtypeError, ShapeError
 from diptych.graph.record import LOCAL, author_line
-from diptych.ops.base import need_mapping
+from diptych.states import need_mapping
 from diptych.tensor import Parameter, Tensor
 
 Array = np.ndarray[Any, Any]

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
-from os import PathLike
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
@@ -149,15 +148,6 @@ def _check_numbers(array: np.ndarray[Any, Any]) -> None:
                 f"{item}",
                 "make it a float, or reduce it first",
             )
-
-
-def need_mapping(state: Any) -> None:
-    """A state_dict is arrays by name."""
-    if not isinstance(state, Mapping):
-        kind = type(state).__name__
-        path = isinstance(state, str | PathLike)
-        cure = f"dp.load_state({str(state)!r}) reads one" if path else "that of .state_dict()"
-        raise DtypeError("a state_dict has arrays by name", f"a {kind}", cure)
 
 
 def whole(value: Any, what: str, least: int | None = None) -> Any:

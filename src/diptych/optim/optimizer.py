@@ -14,7 +14,7 @@ from diptych.dtypes import DType
 from diptych.elsewhere import OfOptimizer
 from diptych.errors import DiptychError, ShapeError
 from diptych.graph.record import LOCAL, author_line, current
-from diptych.ops.base import need_mapping
+from diptych.states import need_mapping
 from diptych.tensor import Parameter, Tensor, TensorRecorder, current_panel
 
 Array = np.ndarray[Any, Any]

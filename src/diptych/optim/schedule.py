@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from diptych.errors import FrozenValueError
 from diptych.ops.base import whole
 from diptych.optim.optimizer import Optimizer
+from diptych.states import numbers
 from diptych.tensor import current_panel, default_panel
+
+Array = np.ndarray[Any, Any]
 
 
 class Schedule(ABC):
@@ -17,6 +24,21 @@ class Schedule(ABC):
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer, self.base, self.count = optimizer, optimizer.lr, 0
         optimizer.lr = self.rate(0)
+
+    def state_dict(self) -> dict[str, Array]:
+        """The learning rate that all others are of, and the number of steps so far."""
+        return {"base": np.asarray(self.base, np.float64), "count": np.asarray(self.count)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state_dict: the optimizer has the learning rate of that step."""
+        base, count = numbers(state, "a schedule", base=float, count=int)
+        before, self.base = self.base, base
+        try:
+            self.optimizer.lr = self.rate(count)
+        except BaseException:
+            self.base = before
+            raise
+        self.count = count
 
     @abstractmethod
     def rate(self, count: int) -> float:
