@@ -275,3 +275,32 @@ def test_a_scan_takes_no_gradients_from_before(look):
 
     assert trained(True, True) == trained(False, True)
     assert trained(True, False) != trained(False, False)
+
+
+def test_random_numbers_that_nobody_uses_take_their_stream_too():
+    def draws(x, y):
+        dp.uniform((2,))
+        return x + dp.uniform((2,)), dp.normal((2,))
+
+    loader = dp.data.DataLoader(dp.data.arrays(np.zeros((4, 2), "f4"), np.zeros(4, "i8")), 2)
+    with dp.Program() as program:
+        x = dp.placeholder("x", [2, 2])
+        both = draws(x, None)
+        F.dropout(x, 0.5)
+
+    def found(run):
+        dp.manual_seed(0)
+        results = [run() for _ in range(2)]
+        return [r.tolist() for r in results], dp.default_generator().stream
+
+    (batch, _), *_ = loader
+    expected = found(lambda: draws(batch, None)[0])
+    assert expected[1] == 6
+    two, one = dp.compile(draws), dp.compile(lambda x, y: draws(x, y)[0])
+    assert found(lambda: two(batch, None)[0]) == found(lambda: one(batch, None)) == expected
+    dp.manual_seed(0)
+    assert dp.scan(dp.compile(draws), loader)[0].tolist() == expected[0]
+    test, executor = program.clone(for_test=True), dp.Executor()
+    for fetch in ([both[0]], [both[0], both[1]]):  # what else is looked at changes nothing
+        assert found(lambda f=fetch: executor.run(test, {"x": batch}, f)[0]) == expected
+    assert found(lambda: executor.run(program, {"x": batch}, [both[0]])[0])[1] == 8  # dropout too

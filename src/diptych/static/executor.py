@@ -221,7 +221,7 @@ class Plan:
         self.program, self.wanted, self.device = program, list(wanted), device
         self.updates = program.updates()
         roots = [*wanted, *[new for _, _, new in self.updates]]
-        used = {id(n) for n in walk(roots)}
+        used = {id(n) for n in walk([*roots, *program.random_calls])}
         self.feeds = [f for f in program.feeds.values() if id(f.node) in used]
         self.state = [p for p, n in program.state.values() if id(n) in used]
         self.live = [read for n, read in program.live if id(n) in used]

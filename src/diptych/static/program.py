@@ -38,7 +38,7 @@ class Program(TensorRecorder):
         self.state: dict[int, tuple[Parameter, Node]] = {}
         self.present: dict[int, Node] = {}  # the value of a parameter at this point
         self.live: list[tuple[Node, Callable[[], Any]]] = []
-        self.random_calls: list[Node] = []
+        self.random_calls: list[Node] = []  # each takes a stream in every run, used or not
         self.names: dict[str, Node] = {}
         self.recorded: list[Node] = []
         self.grads: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -131,6 +131,7 @@ class Program(TensorRecorder):
     def random_state(self) -> Tensor:
         node = input_node(TensorType((2,), as_dtype("i64")), "", author_line())
         self.live.append((node, lambda: np.array(default_generator().take(), np.int64)))
+        self.random_calls.append(node)
         return Tensor(node, self)
 
     def observe(self, tensor: Tensor) -> Array:
@@ -213,6 +214,7 @@ class Program(TensorRecorder):
         copy.feeds, copy.state = dict(self.feeds), dict(self.state)
         copy.live, copy.names = list(self.live), dict(self.names)
         copy.recorded, copy.startup = list(self.recorded), self.startup
+        copy.random_calls = list(self.random_calls)
         copy.present = dict(self.present)
         if for_test:
             copy.present = {key: node for key, (_, node) in self.state.items()}
@@ -220,6 +222,8 @@ class Program(TensorRecorder):
             copy.moved.update(moved)
             copy.names = {name: moved.get(id(n), n) for name, n in self.names.items()}
             copy.recorded = [moved.get(id(n), n) for n in self.recorded]
+            left = {id(n) for n in walk(copy.recorded)}
+            copy.random_calls = [n for n in self.random_calls if id(n) in left]
         return copy
 
     def parameters(self) -> list[Parameter]:
