@@ -215,3 +215,17 @@ def test_moments_below_a_bound_become_zero():
     for _ in range(70):
         adam.step()
     assert m.tolist()[0] == v.tolist()[0] == 0.0
+
+
+def test_a_scan_that_failed_is_compiled_for_any_size_when_it_works():
+    images, labels = np.ones((11, 3), np.float32), np.zeros(11, np.int64)
+    loader = dp.data.DataLoader(dp.data.arrays(images, labels), 4)
+    model = nn.Linear(3, 2)
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    step = dp.compile(step_of(model, optimizer))
+    F.cross_entropy(model(images), labels).backward()
+    with pytest.raises(dp.DiptychError, match="begins without gradients"):
+        dp.scan(step, loader)
+    optimizer.zero_grad()
+    dp.scan(step, loader)
+    assert len(step.scans) == 1  # for batches of 4 and of 3

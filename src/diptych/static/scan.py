@@ -89,18 +89,19 @@ def _run(
         made: Any = runs.get(key)
         if made is None or (made is not NEEDS_SIZE and not made.capture.valid()):
             try:
-                made = Scanned(function, dataset, arrays, batch, ROWS, BATCH)
+                made = runs[key] = Scanned(function, dataset, arrays, batch, ROWS, BATCH)
             except InternalError:
                 raise
             except Exception:  # without symbols it works, or says what is wrong
                 made = NEEDS_SIZE
-            runs[key] = made
         if made is not NEEDS_SIZE:
             return list(made.run(arrays, order, batch, steps))
     special = (*key, batch, len(order))
     found = runs.get(special)
     if found is None or not found.capture.valid():
         found = runs[special] = Scanned(function, dataset, arrays, batch, len(order), batch)
+        if any_size:
+            runs[key] = NEEDS_SIZE
     return found.run(arrays, order, batch, steps)
 
 
