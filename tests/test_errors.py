@@ -339,6 +339,12 @@ def test_backward_twice_and_from_nothing():
         lambda x: optim.AdamW(nn.Linear(2, 2).parameters(), weight_decay="a"),
         lambda x: optim.StepLR(optim.SGD(nn.Linear(2, 2).parameters(), 0.1), 0),
         lambda x: optim.CosineLR(optim.SGD(nn.Linear(2, 2).parameters(), 0.1), 0),
+        lambda x: dp.tensor([1, 2]) ** 2.0,
+        lambda x: x.flatten(5),
+        lambda x: x.sum((0, 0)),
+        lambda x: x.mean((0, -2)),
+        lambda x: x[:0].reshape(0, -1),
+        lambda x: x[0, 0].sum(0),
     ],
 )
 def test_bad_calls_are_errors_of_diptych(call):
@@ -421,3 +427,24 @@ def test_the_cure_of_a_wrong_dtype_or_label_is_one_that_numpy_knows():
         with pytest.raises(dp.DiptychError) as caught:
             F.cross_entropy(scores, labels)
         assert cure in str(caught.value)
+
+
+@pytest.mark.parametrize("panel", PANELS[:2])
+@pytest.mark.parametrize("index", [3, -1])
+def test_a_position_of_one_hot_lies_inside(panel, index):
+    def call(i):
+        return dp.one_hot(i, 3)
+
+    with pytest.raises(ValueRangeError) as caught:
+        if panel == "dynamic":
+            call(index).numpy()
+        else:
+            dp.compile(call)(np.array(index))
+    check(caught, call.__code__.co_firstlineno + 1, "position", str(index))
+
+
+def test_a_number_has_no_axes():
+    with pytest.raises(ShapeError) as caught:
+        line = following()
+        dp.max(dp.tensor(1.0), axis=0)
+    check(caught, line, "max takes an axis", "a number, which has none")

@@ -311,3 +311,47 @@ def test_pow_has_a_second_gradient_at_base_zero():
     mixed = dp.grad(lambda b: dp.grad(lambda a: a**b)(dp.tensor(2.0)))
     assert mixed(dp.tensor(0.0)).item() == 0.5  # 1 / a
     assert dp.grad(dp.grad(lambda b: 0.0**b))(dp.tensor(0.5)).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.bool_])
+@pytest.mark.parametrize("reduced", [dp.sum, dp.prod])
+def test_sums_and_products_of_narrow_integers_are_i64(reduced, dtype, reference):
+    x = np.array([[3, 200, 7], [100, 99, 50]]).astype(dtype)
+    for device in ("reference", "cpu"):
+        dp.use_device(device)
+        found = reduced(dp.tensor(x), axis=0).numpy()
+        expected = getattr(np, reduced.__name__.removeprefix("reduce_"))(x.astype(np.int64), axis=0)
+        assert found.dtype == np.int64 and found.tolist() == expected.tolist()
+
+
+def test_relu_passes_the_cotangent_at_nan():
+    x = np.array([np.nan, -1.0, -0.0, 0.0, 2.0], np.float32)
+    assert slopes_of(F.relu, x)[1] == [1, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("form", [F.softmax, F.log_softmax])
+def test_softmax_over_an_empty_axis_is_empty(form):
+    for shape, axis in [((3, 0), -1), ((0, 4), 0), ((2, 0, 5), 1)]:
+        x = dp.tensor(np.ones(shape, np.float32), requires_grad=True)
+        for call in (form, dp.compile(form)):
+            assert call(x, axis=axis).numpy().shape == shape
+        form(x, axis=axis).sum().backward()
+        assert x.grad.shape == shape
+
+
+LOGITS = [  # logit, target, loss, its gradients in both
+    (np.inf, 1.0, 0.0, 0.0, -np.inf), (np.inf, 0.0, np.inf, 1.0, -np.inf),
+    (np.inf, 0.25, np.inf, 0.75, -np.inf), (-np.inf, 0.0, 0.0, 0.0, np.inf),
+    (-np.inf, 1.0, np.inf, -1.0, np.inf), (-np.inf, 0.25, np.inf, -0.25, np.inf),
+    (-1e30, 0.0, 0.0, 0.0, 1e30), (1e30, 0.0, 1e30, 1.0, -1e30), (np.nan, 1.0, *[np.nan] * 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", LOGITS, ids=lambda row: f"{row[0]}-{row[1]}")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_binary_cross_entropy_has_its_limits_at_infinite_logits(row, dtype):
+    arrays = [np.array([v], dtype) for v in row[:2]]
+    found = slopes_of(F.binary_cross_entropy_with_logits, *arrays)
+    expected = [np.array(v, dtype) for v in row[2:]]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_equal(np.ravel(a), np.ravel(b))

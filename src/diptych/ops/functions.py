@@ -317,11 +317,9 @@ abs = unary(Abs, "abs")
 
 
 def pow(a: Any, b: Any) -> Handle:
-    """a ** b. The Python exponents 2 and 2.0 mean a * a."""
+    """a ** b. The exponents 2 and 2.0 as plain numbers mean a * a."""
     if is_scalar(b) and b == 2:
         a = operand(a)
+        weak_dtype(b, a.type.dtype, "pow")
         return multiply(a, a)
-    if is_scalar(b) and not is_scalar(a):
-        a = operand(a)
-        b = operand(float(b) if a.type.dtype.is_float else b, weak_dtype(b, a.type.dtype, "pow"))
     return record(Pow(), *pair(a, b, "pow"))

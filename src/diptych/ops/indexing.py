@@ -178,13 +178,46 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Ha
     return convert(result, as_dtype(dtype or i64))
 
 
-def one_hot(index: Any, classes: Dimension, dtype: Any = f32) -> Handle:
-    """1 where the last axis equals the index, else 0: (n,) -> (n, classes)."""
+def is_at(index: Any, classes: Dimension, dtype: Any) -> Handle:
+    """1 where the last axis equals the index, else 0. Positions are not checked: gradients call
+    this, whose forward operator has checked them."""
+    return convert(equal(expand_dims(index, -1), arange(classes, dtype=index.type.dtype)), dtype)
 
-    index, classes = operand(index), whole(classes, "the number of classes", 0)
-    _need_integer(index.type, "one_hot")
-    spread = expand_dims(index, -1)
-    return convert(equal(spread, arange(classes, dtype=index.type.dtype)), as_dtype(dtype))
+
+@primitive
+class OneHot(Operator):
+    """1 where the last axis equals the index, else 0; positions are checked to be inside."""
+
+    classes: Dimension
+    dtype: str
+    name: ClassVar[str] = "one_hot"
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        (index,) = inputs
+        _need_integer(index, "one_hot")
+        return TensorType((*index.shape, self.classes), BY_NAME[self.dtype])
+
+    def positions(self, *inputs: TensorType) -> list[tuple[int, Dimension, str]]:
+        return [(0, self.classes, "position")]
+
+    def reference(self, *inputs: Array) -> Array:
+        (index,) = inputs
+        hot: Array = index[..., None] == np.arange(self.classes)  # type: ignore[arg-type]
+        return hot.astype(BY_NAME[self.dtype].numpy)
+
+    def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
+        return [None]
+
+    def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
+        (index,) = inputs
+        return lambda *i: k.cast(k.cast(index.at(*i[:-1]), i64).equals(i[-1]), out.dtype)
+
+
+def one_hot(index: Any, classes: Dimension, dtype: Any = f32) -> Handle:
+    """1 where the last axis equals the index, else 0: (n,) -> (n, classes). Positions below 0, and
+    from `classes` on, are errors."""
+    classes = whole(classes, "the number of classes", 0)
+    return record(OneHot(classes, as_dtype(dtype).name), operand(index))
 
 
 def take(x: Any, key: Any) -> Handle:

@@ -11,6 +11,7 @@ from diptych.ops.elementwise import (
     divide,
     equal,
     greater,
+    less_equal,
     maximum,
     minimum,
     multiply,
@@ -20,7 +21,7 @@ from diptych.ops.elementwise import (
     where,
 )
 from diptych.ops.functions import abs, erf, exp, expm1, log, log1p, sigmoid
-from diptych.ops.indexing import one_hot
+from diptych.ops.indexing import is_at
 from diptych.ops.pick import PickLabel
 from diptych.ops.reduce import argmax, mean, reduce_max, reduce_sum, size_of
 from diptych.ops.shape import expand_dims
@@ -32,14 +33,14 @@ def _zero(x: Handle) -> Handle:
 
 @composite
 def relu(x: Handle) -> Handle:
-    """x where x > 0, else 0 (NaN stays NaN)."""
+    """x where x > 0, else 0 (NaN stays NaN, and its cotangent passes)."""
     return maximum(x, _zero(x))
 
 
 @relu.with_gradient
 def _relu_gradient(g: Node, node: Node) -> list[Node | None]:
-    """By the result, which is positive where x is: x itself need not be kept."""
-    return [where(greater(node, _zero(node)), g, _zero(g))]
+    """By the result, which is 0 where x is not positive: x itself need not be kept."""
+    return [where(less_equal(node, _zero(node)), _zero(g), g)]
 
 
 @composite
@@ -80,6 +81,8 @@ def _softplus_gradient(g: Node, node: Node) -> list[Node | None]:
 
 def _shifted(x: Handle, axis: int) -> Handle:
     need_float(x.type, "softmax")
+    if x.type.size == 0:  # also where the axis is empty and has no greatest
+        return x
     return subtract(x, stop_gradient(reduce_max(x, axis, keepdims=True)))
 
 
@@ -146,7 +149,7 @@ def _select_label(s: Handle, label: Handle) -> Handle:
 def _cross_entropy_gradient(g: Node, node: Node) -> list[Node | None]:
     x, label = node.inputs
     scale = divide(g, size_of(x, (0,)))
-    hot = one_hot(convert(label, i64), x.type.shape[1], x.type.dtype)
+    hot = is_at(convert(label, i64), x.type.shape[1], x.type.dtype)
     return [multiply(subtract(softmax(x, axis=1), hot), scale), None]
 
 
@@ -170,7 +173,7 @@ def cross_entropy_on_probabilities(p: Handle, label: Handle) -> Handle:
 @cross_entropy_on_probabilities.with_gradient
 def _probability_gradient(g: Node, node: Node) -> list[Node | None]:
     p, label = node.inputs
-    hot = one_hot(convert(label, i64), p.type.shape[1], bool_)
+    hot = is_at(convert(label, i64), p.type.shape[1], bool_)
     slope = divide(expand_dims(negative(g), -1), p)
     return [where(hot, slope, _zero(p)), None]
 
@@ -228,9 +231,13 @@ def _binary_gradient(g: Node, node: Node) -> list[Node | None]:
 @composite
 def binary_cross_entropy_with_logits(x: Handle, target: Handle) -> Handle:
     """The binary cross entropy of sigmoid(x), without an infinity on the way:
-    mean(max(x, 0) - x*t + log(1 + exp(-|x|))). Cotangent of x (sigmoid(x) - t) * (g / n)."""
+    mean(max(x, 0) - x*t + log(1 + exp(-|x|))); where x is infinite, the limit of that, 0 or
+    infinite. Cotangents (sigmoid(x) - t) * (g / n) and -x * (g / n)."""
     _same_shape(x, target, "binary_cross_entropy_with_logits")
     straight = subtract(maximum(x, 0.0), multiply(x, target))
+    missed = where(greater(x, 0.0), subtract(1.0, target), target)  # by a certain answer
+    limit = where(equal(missed, 0.0), 0.0, multiply(abs(x), missed))
+    straight = where(equal(abs(x), float("inf")), limit, straight)
     return mean(add(straight, log1p(exp(negative(abs(x))))))
 
 

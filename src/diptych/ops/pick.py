@@ -14,7 +14,7 @@ from diptych.kernel import expr as k
 from diptych.kernel.expr import Expr
 from diptych.ops.base import convert, operand, primitive
 from diptych.ops.elementwise import where
-from diptych.ops.indexing import one_hot
+from diptych.ops.indexing import is_at
 from diptych.ops.shape import expand_dims
 
 Array = np.ndarray[Any, Any]
@@ -47,7 +47,7 @@ class PickLabel(Operator):
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         x, label = node.inputs
-        hot = one_hot(convert(label, i64), x.type.shape[1], bool_)
+        hot = is_at(convert(label, i64), x.type.shape[1], bool_)
         return [where(hot, expand_dims(g, -1), operand(0.0, g.type.dtype)), None]
 
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:

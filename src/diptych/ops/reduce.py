@@ -286,7 +286,10 @@ def _axes(axis: Any, x: Handle, what: str) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(rank))
     listed = axis if isinstance(axis, list | tuple) else (axis,)
-    return tuple(sorted({normal_axis(a, rank, what) for a in listed}))
+    axes = sorted({normal_axis(a, rank, what) for a in listed})
+    if len(axes) < len(listed):
+        raise ShapeError(f"{what} names an axis once", f"axis {axis} of {x.type}", "drop one")
+    return tuple(axes)
 
 
 def _reduce(make: Any, x: Any, axis: Any, keepdims: bool) -> Handle:
@@ -299,17 +302,20 @@ def _reduce(make: Any, x: Any, axis: Any, keepdims: bool) -> Handle:
     return result
 
 
+def _wide(x: Any) -> Handle:
+    """u8, i32 and bool as i64, in which they are added and multiplied."""
+    x = operand(x)
+    return x if x.type.dtype.is_float else convert(x, i64)
+
+
 def reduce_sum(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
     """Sum over axes as one list: (2, 3), axis=1 -> (2,). u8, i32 and bool sum in i64."""
-    x = operand(x)
-    if x.type.dtype.is_integer or x.type.dtype == bool_:
-        x = convert(x, i64)
-    return _reduce(Sum, x, axis, keepdims)
+    return _reduce(Sum, _wide(x), axis, keepdims)
 
 
 def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
-    """Product over axes, left to right."""
-    return _reduce(Prod, x, axis, keepdims)
+    """Product over axes, left to right. That of u8, i32 and bool is i64."""
+    return _reduce(Prod, _wide(x), axis, keepdims)
 
 
 def reduce_max(x: Any, axis: Any = None, keepdims: bool = False) -> Handle:

@@ -144,7 +144,13 @@ def reshape(x: Any, *shape: Any) -> Handle:
         )
     if holes:
         known = product(d for n, d in enumerate(listed) if n != holes[0])
-        rest = exact_quotient(x.type.size, known) if known != 0 else 0
+        if known == 0:
+            raise ShapeError(
+                "a size of -1 is computed from the others, none of them 0",
+                f"{x.type} to {list(dims)}",
+                "write the size out: any would do",
+            )
+        rest = exact_quotient(x.type.size, known)
         if rest is None:
             raise ShapeError(
                 "reshape keeps the number of elements",
@@ -372,6 +378,10 @@ class Concat(Operator):
 
 def normal_axis(axis: Any, rank: int, what: str) -> int:
     axis = whole(axis, "an axis")
+    if rank == 0:
+        raise ShapeError(
+            f"{what} takes an axis", f"axis {axis} of a number, which has none", "x.reshape(1)"
+        )
     if not -rank <= axis < rank:
         raise ShapeError(
             f"{what} takes an axis from {-rank} to {rank - 1}", f"axis {axis}", "check the rank"
@@ -428,7 +438,8 @@ def squeeze(x: Any, axis: int | None = None) -> Handle:
 
 
 def flatten(x: Any, start: int = 1) -> Handle:
-    """The axes from `start` on as one: (16, 28, 28) -> (16, 784)."""
+    """The axes from `start` on as one: (16, 28, 28) -> (16, 784). A number becomes one element."""
     x = operand(x)
     shape = x.type.shape
+    start = normal_axis(start, len(shape), "flatten") if shape else 0
     return reshape(x, (*shape[:start], product(shape[start:])))
