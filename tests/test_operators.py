@@ -9,7 +9,7 @@ from cases import CASES, Case
 import diptych as dp
 import diptych.nn.functional as F
 from diptych.compiler.simplify import simplify
-from diptych.errors import InternalError, ShapeError, ValueRangeError
+from diptych.errors import DtypeError, InternalError, ShapeError, ValueRangeError
 from diptych.graph.node import Graph, Input, Operator, walk
 from diptych.ops.base import ALL, primitive
 
@@ -355,3 +355,50 @@ def test_binary_cross_entropy_has_its_limits_at_infinite_logits(row, dtype):
     expected = [np.array(v, dtype) for v in row[2:]]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_equal(np.ravel(a), np.ravel(b))
+
+
+WEAK = [
+    (np.float32(0.1), np.float64, np.float64), (np.float64(2.0), np.float32, np.float32),
+    (np.float16(0.5), np.float32, np.float32), (np.int64(3), np.float32, np.float32),
+    (np.int64(3), np.int32, np.int32), (np.uint8(3), np.int32, np.int32),
+    (np.bool_(True), np.float32, np.float32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number, dtype, expected", WEAK, ids=str)
+def test_numbers_of_numpys_are_weak(number, dtype, expected):
+    """They take the dtype of the tensor beside them, as Python's do: in both panels, on both
+    sides, as a constant and as an argument of a compiled function."""
+    x = np.array([1, 2, 3], dtype)
+    product = x * x.dtype.type(number.item())
+    t = dp.tensor(x)
+    found = [t * number, number * t, dp.multiply(number, t), dp.compile(lambda t: number * t)(t)]
+    if number.dtype != np.float16 and number.dtype != np.bool_:
+        found.append(dp.compile(lambda t, n: t * n)(t, number))
+    for out in found:
+        same_bits(out.numpy(), product.astype(expected))
+    with pytest.raises(DtypeError):
+        t * np.complex64(1j)
+
+
+def test_numbers_of_numpys_alone_keep_their_dtype():
+    assert dp.tensor(np.float64(0.5)).dtype == dp.exp(np.float64(0.5)).dtype == dp.f64
+    assert (dp.tensor(np.array(2.0)) * dp.tensor(np.float32([1.0]))).dtype == dp.f64
+    assert dp.add(np.float64(1), 2.0).dtype == dp.add(2.0, np.float64(1)).dtype == dp.f64
+
+
+def test_numbers_of_numpys_that_do_not_fit_are_errors():
+    with pytest.raises(DtypeError, match="outside of u8"):
+        dp.tensor(np.uint8([1])) + np.int64(300)
+    with pytest.raises(DtypeError, match="plain float"):
+        dp.tensor(np.int64([1])) * np.float32(2)
+    with pytest.raises(DtypeError, match="plain float"):
+        dp.compile(lambda x, n: x * n)(np.int64([1]), np.float32(2))
+
+
+def test_a_number_and_an_array_without_axes_are_different_arguments():
+    scaled = dp.compile(lambda x, n: x * n)
+    x = np.float32([1.0, 2.0])
+    assert scaled(x, np.float64(2)).dtype == dp.f32
+    assert scaled(x, np.array(2.0)).dtype == dp.f64
+    assert scaled(x, np.float64(3)).numpy().tolist() == [3, 6]

@@ -213,6 +213,13 @@ class Tensor(Methods, OfTensor):
         return self
 
 
+class Number(Tensor):
+    """A number of numpy's among the arguments of a compiled function, where it is an input."""
+
+    __slots__ = ()
+    weak = True
+
+
 def _in_place(sign: str) -> Any:
     """The method behind `parameter += value`, which would bind the name to a plain tensor."""
 

@@ -120,9 +120,11 @@ class Constant(Leaf):
 
 
 class Operand:
-    """What operators take: a node, or what a panel wraps around one."""
+    """What operators take: a node, or what a panel wraps around one. One that is `weak` takes the
+    dtype of a tensor beside it, as plain numbers do."""
 
     __slots__ = ()
+    weak: ClassVar[bool] = False
 
 
 class Node(Operand):

@@ -22,6 +22,7 @@ from diptych.size import has_size, without_notes
 
 Handle = Any  # a Node in rules and bodies, a Tensor in the panels
 
+NUMBERS = (bool, int, float, Dim, np.generic)
 PLAIN = (bool, int, float, str, type(None), tuple, Dim)  # what an attribute may be
 ALL: dict[str, Any] = {}  # every operator by name: primitives' classes and composites
 
@@ -90,7 +91,18 @@ def with_dims(op: Operator) -> Operator:
 
 
 def is_scalar(value: Any) -> bool:
-    return isinstance(value, bool | int | float | Dim) and not isinstance(value, np.generic)
+    """Whether it is a number of Python's or numpy's."""
+    return isinstance(value, NUMBERS)
+
+
+def plain_number(value: Any) -> Any:
+    """The number itself, without a dtype of numpy's."""
+    if not isinstance(value, np.generic):
+        return value
+    kinds = {"b": bool, "i": int, "u": int, "f": float}
+    if value.dtype.kind not in kinds:
+        as_dtype(value.dtype)  # says what to do about it
+    return kinds[value.dtype.kind](value)
 
 
 def host_array(value: Any) -> np.ndarray[Any, Any]:
@@ -177,49 +189,69 @@ def operand(value: Any, dtype: DType | None = None) -> Handle:
         return current().array(value)
     if isinstance(value, Dim):
         return record(ALL["extent"](value, (dtype or i64).name))
-    if is_scalar(value):
+    if is_scalar(value) and not (dtype is None and isinstance(value, np.generic)):
         if dtype is None:
             dtype = as_dtype("bool") if isinstance(value, bool) else f32
             dtype = i64 if isinstance(value, int) and not isinstance(value, bool) else dtype
-        return current().scalar(value, dtype)
+        return current().scalar(plain_number(value), dtype)
     return current().array(plain_array(value))
 
 
-def weak_dtype(value: float, other: DType, what: str) -> DType:
-    """The dtype of a Python number beside a tensor: the tensor's, where its kind can hold it."""
-    if other.is_integer and isinstance(value, int) and not isinstance(value, bool):
+def weak_dtype(value: Any, other: DType, what: str) -> DType:
+    """The dtype of a number beside a tensor: the tensor's, where its kind can hold it."""
+    value = plain_number(value)
+    if isinstance(value, Operand):  # an input of a compiled step, whose value is not known
+        kind = value.type.dtype.kind  # type: ignore[attr-defined]
+    else:
+        kind = "bool" if isinstance(value, bool) else "float" if isinstance(value, float) else "int"
+    if other.is_integer and kind == "int" and isinstance(value, int):
         limits = np.iinfo(other.numpy)
         if not limits.min <= value <= limits.max:
             raise DtypeError(
-                f"{what} with a Python number keeps the tensor's dtype",
+                f"{what} with a plain number keeps the tensor's dtype",
                 f"{value} is outside of {other}",
                 "convert the tensor with .astype first",
             )
-    if isinstance(value, bool):
+    if kind == "bool":
         return other
-    if isinstance(value, float) and not other.is_float:
+    if kind == "float" and not other.is_float:
         raise DtypeError(
-            f"{what} of an integer tensor and a Python float has no dtype",
+            f"{what} of an integer tensor and a plain float has no dtype",
             f"{other} and {value!r}",
             "convert the tensor with .astype('float32')",
         )
     if other.kind == "bool":
         raise DtypeError(
-            f"{what} of a bool tensor and a Python number has no dtype",
+            f"{what} of a bool tensor and a plain number has no dtype",
             f"{other} and {value!r}",
             "convert the tensor with .astype('int64') or .astype('float32')",
         )
     return other
 
 
+def strength(value: Any) -> int:
+    """Who gives the dtype of two operands: a tensor or array before a number with a dtype, which
+    is numpy's, or an input that stands for one; that before a number of Python's."""
+    if isinstance(value, Operand):
+        return 1 if value.weak else 2
+    return 2 if not isinstance(value, NUMBERS) else 1 if isinstance(value, np.generic) else 0
+
+
+def beside(value: Any, dtype: DType, what: str) -> Handle:
+    """A number as an operand beside one of a dtype."""
+    dtype = weak_dtype(value, dtype, what)
+    return convert(value, dtype) if isinstance(value, Operand) else operand(value, dtype)
+
+
 def pair(a: Any, b: Any, what: str) -> tuple[Handle, Handle]:
     """Two operands of one dtype."""
-    if is_scalar(a) and not is_scalar(b):
+    first, second = strength(a), strength(b)
+    if first < second:
         b = operand(b)
-        return operand(a, weak_dtype(a, b.type.dtype, what)), b
+        return beside(a, b.type.dtype, what), b
     a = operand(a)
-    if is_scalar(b):
-        return a, operand(b, weak_dtype(b, a.type.dtype, what))
+    if second < first or second == 0:
+        return a, beside(b, a.type.dtype, what)
     b = operand(b)
     dtype = promote(a.type.dtype, b.type.dtype, what)
     return convert(a, dtype), convert(b, dtype)

@@ -18,12 +18,12 @@ from diptych.ops.base import (
     Handle,
     composite,
     convert,
-    is_scalar,
     need_float,
     operand,
     pair,
     primitive,
     record,
+    strength,
 )
 from diptych.ops.shape import broadcast_source, unbroadcast
 
@@ -562,7 +562,7 @@ def where(condition: Any, a: Any, b: Any) -> Handle:
         raise DtypeError(
             "where takes a bool condition", f"{condition.type}", "compare first: x > 0"
         )
-    if is_scalar(a) and is_scalar(b):
+    if strength(a) == strength(b) == 0:
         a = operand(a, f32 if isinstance(a, float) or isinstance(b, float) else None)
     return record(Where(), condition, *pair(a, b, "where"))
 

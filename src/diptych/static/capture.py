@@ -23,7 +23,7 @@ from diptych.static.guard import Guard, Snapshot, Watch
 from diptych.static.program import Program
 from diptych.static.promote import Structure, Symbols
 from diptych.static.reached import PLAIN, Reached
-from diptych.tensor import Tensor, current_panel, default_panel
+from diptych.tensor import Number, Tensor, current_panel, default_panel
 
 Array = np.ndarray[Any, Any]
 Function = Callable[..., Any]
@@ -106,7 +106,8 @@ class Captured:
         node.needs_grad = isinstance(array, Tensor) and array.requires_grad
         self.program.feeds[name] = Feed(name, node)
         self.program.names[name] = node
-        places.append(Tensor(node, self.program))
+        kind = Number if isinstance(value, np.generic) else Tensor
+        places.append(kind(node, self.program))
         return places[-1]
 
     def _sizes(self, arrays: Sequence[Any]) -> dict[str, int]:
@@ -276,7 +277,8 @@ def _key(value: Any, any_size: bool = False) -> Any:
         shape = value.ndim if any_size else value.shape
         return shape, value.dtype, value.requires_grad
     if is_array(value):
-        return value.ndim if any_size else value.shape, value.dtype
+        number = isinstance(value, np.generic)
+        return number, value.ndim if any_size else value.shape, value.dtype
     if type(value) in (tuple, list):
         return type(value), tuple([_key(v, any_size) for v in value])
     if type(value) is dict:
