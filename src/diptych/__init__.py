@@ -14,7 +14,7 @@ from diptych.dynamic import PANEL, no_recompile, set_eager, use_device
 from diptych.elsewhere import missing_from as _missing_from
 from diptych.errors import DiptychError
 from diptych.generator import default_generator, manual_seed
-from diptych.ops.base import composite as operator
+from diptych.ops.author import operator
 from diptych.ops.contract import contract, matmul
 from diptych.ops.elementwise import (
     add,

@@ -43,10 +43,16 @@ def primitive(cls: OperatorClass) -> OperatorClass:
     missing = sorted(n for n in RULES if hasattr(getattr(cls, n), "__isabstractmethod__"))
     if missing:
         raise InternalError(f"the operator {cls.name} has no rule for {', '.join(missing)}")
-    own = [a for a in cls.__annotations__.values() if not a.startswith("ClassVar")]
+    own = [a for a in cls.__annotations__.values() if not _of_class(a)]
     made = dataclass(frozen=True)(cls) if own else cls
     ALL[made.name] = made
     return made  # type: ignore[return-value]
+
+
+def _of_class(annotation: Any) -> bool:
+    """Whether an annotation, or its text, is of an attribute of the class."""
+    text = annotation if isinstance(annotation, str) else repr(annotation)
+    return text.removeprefix("typing.").startswith("ClassVar")
 
 
 def make_operator(name: str, attributes: Mapping[str, Any]) -> Operator:
@@ -314,7 +320,7 @@ class Composite(Operator):
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         if self.operator.gradient is None:
             raise InternalError(f"{self.name} has the gradient of its body; inline it first")
-        return self.operator.gradient(g, node, *self.values)  # type: ignore[no-any-return]
+        return self.operator.cotangents(g, node, self.values)
 
     def lower(self, out: TensorType, *inputs: Source) -> Callable[..., Expr]:
         raise InternalError(f"{self.name} lowers as its primitives; inline it first")
@@ -441,10 +447,19 @@ class CompositeOperator:
                 input_node(t, n, needs_grad=t.dtype.is_float)
                 for t, n in zip(inputs, self.tensor_names, strict=False)
             )
-            with recording(GRAPH):
-                out = self.function(*places, **dict(zip(self.attribute_names, values, strict=True)))
+            out = self.made_of(places, dict(zip(self.attribute_names, values, strict=True)))
             found = self._bodies[key] = Graph(places, (out,))
         return found
+
+    def made_of(self, places: Sequence[Node], attributes: dict[str, Any]) -> Node:
+        """The result of the body on these inputs."""
+        with recording(GRAPH):
+            return self.function(*places, **attributes)  # type: ignore[no-any-return]
+
+    def cotangents(self, g: Node, node: Node, values: Sequence[Any]) -> Sequence[Node | None]:
+        """What the stated gradient gives for the inputs of a call."""
+        assert self.gradient is not None
+        return self.gradient(g, node, *values)  # type: ignore[no-any-return]
 
     def positions(
         self, values: tuple[Any, ...], inputs: tuple[TensorType, ...]
