@@ -146,7 +146,7 @@ CASES = [
     Case("linear", F.linear, [(5, 13), (9, 13), (9,)], normal, ["linear"]),
     Case("uniform", lambda: dp.uniform((3, 11)), [], normal, ["uniform"], False),
     Case("dropout", lambda x: F.dropout(x, 0.3), [(9, 21)], normal,
-         ["dropout_with"], False),
+         ["dropout_with"]),
     one("relu", F.relu), one("leaky_relu", F.leaky_relu), one("elu", F.elu), one("gelu", F.gelu),
     one("silu", F.silu), one("softplus", F.softplus), one("softmax", F.softmax),
     one("softmax_0", lambda x: F.softmax(x, axis=0)), one("log_softmax", F.log_softmax),

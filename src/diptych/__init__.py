@@ -88,13 +88,14 @@ if _TYPE_CHECKING:
     from diptych.formats.library import export_library
     from diptych.formats.program import load, save
     from diptych.formats.state import load_state, save_state
+    from diptych.testing import gradcheck
     from diptych.view import Drawing, draw
 
 # What few programs use is imported when it is asked for: name -> part.
 _LATER = {
     "Drawing": "view.draw", "draw": "view.draw", "export_library": "formats.library",
-    "load": "formats.program", "load_state": "formats.state", "save": "formats.program",
-    "save_state": "formats.state",
+    "gradcheck": "testing", "load": "formats.program", "load_state": "formats.state",
+    "save": "formats.program", "save_state": "formats.state",
 }  # fmt: skip
 
 
@@ -162,6 +163,7 @@ __all__ = [
     "fma",
     "gather",
     "grad",
+    "gradcheck",
     "greater",
     "greater_equal",
     "i32",

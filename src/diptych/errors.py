@@ -8,6 +8,7 @@ DiptychError
   MissingExtraError                             an optional dependency is not installed
   ObservedWhileRecording  FrozenValueError      a value was looked at inside a static program
   MissingNameError                              PyTorch's name for something, or one of nothing
+  GradientError                                 a gradient is not what differences give
   GraphError  RecompileError                    a graph is not well formed; a compile was forbidden
   InternalError                                 a bug of ours; please report it
 """
@@ -125,6 +126,10 @@ class GraphError(DiptychError, ValueError):
 
 class MissingNameError(DiptychError, AttributeError):
     """A name that is not there; `hasattr` says no."""
+
+
+class GradientError(DiptychError, AssertionError):
+    """A gradient that central differences contradict."""
 
 
 class RecompileError(DiptychError, RuntimeError):
