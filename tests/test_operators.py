@@ -343,6 +343,16 @@ def test_numbers_of_numpys_that_do_not_fit_are_errors():
         dp.compile(lambda x, n: x * n)(np.int64([1]), np.float32(2))
 
 
+def test_what_is_computed_of_numbers_of_numpys_is_weak_in_both_panels():
+    def scaled(x, n):
+        return x * (n * 0.1 + 1) - np.sqrt(n) * x
+
+    x, n = np.float32([1.5, -2.0]), np.float64(0.3)
+    same_bits(scaled(dp.tensor(x), n).numpy(), dp.compile(scaled)(x, n).numpy())
+    mixed = dp.compile(lambda x, n: (x * n) * np.ones(2))(x, n)
+    assert mixed.dtype == dp.f64
+
+
 def test_a_number_and_an_array_without_axes_are_different_arguments():
     scaled = dp.compile(lambda x, n: x * n)
     x = np.float32([1.0, 2.0])

@@ -42,7 +42,11 @@ class TensorRecorder(Recorder):
         node = Node(op, inputs, type, author_line())
         if self.grad_enabled:
             node.needs_grad, node.released = op.history(type, inputs)
-        return self.made(Tensor(node, self))
+        return self.made(self.form_of(operands)(node, self))
+
+    def form_of(self, operands: Sequence[Any]) -> type[Tensor]:
+        """The class of a result."""
+        return Tensor
 
     def made(self, tensor: Tensor) -> Tensor:
         """A hook on every new tensor."""
@@ -214,10 +218,17 @@ class Tensor(Methods, OfTensor):
 
 
 class Number(Tensor):
-    """A number of numpy's among the arguments of a compiled function, where it is an input."""
+    """A number of numpy's among the arguments of a compiled function, where it is an input; and
+    what is computed of such numbers and plain ones."""
 
     __slots__ = ()
     weak = True
+
+
+class PlainNumber(Tensor):
+    """A number of Python's, as an operand in a program."""
+
+    __slots__ = ()
 
 
 def _in_place(sign: str) -> Any:

@@ -18,7 +18,14 @@ from diptych.ops.elementwise import stop_gradient
 from diptych.runtime.holders import ALONE, holders
 from diptych.size import Looked
 from diptych.static.executor import Executor, Feed, Startup, Trace
-from diptych.tensor import Parameter, Tensor, TensorRecorder, default_panel
+from diptych.tensor import (
+    Number,
+    Parameter,
+    PlainNumber,
+    Tensor,
+    TensorRecorder,
+    default_panel,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -71,6 +78,10 @@ class Program(TensorRecorder):
             op = with_dims(op)
         return super().record(op, operands)
 
+    def form_of(self, operands: Sequence[Any]) -> type[Tensor]:
+        numbers = all([isinstance(o, Number | PlainNumber) for o in operands])
+        return Number if numbers and any([o.weak for o in operands]) else Tensor
+
     def made(self, tensor: Tensor) -> Tensor:
         node = tensor.node
         self.version += 1
@@ -116,7 +127,7 @@ class Program(TensorRecorder):
         return self.present[id(parameter)]
 
     def scalar(self, value: float, dtype: DType) -> Tensor:
-        return Tensor(constant_node(value, dtype, author_line()), self)
+        return PlainNumber(constant_node(value, dtype, author_line()), self)
 
     def array(self, value: Array) -> Tensor:
         if self.captured:
