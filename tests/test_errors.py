@@ -195,6 +195,17 @@ def test_a_position_out_of_range():
         line = following()
         dp.gather(dp.tensor(X), dp.tensor([0, 9])).numpy()
     check(caught, line, "a position lies from 0 to 3", "position 9")
+    with pytest.raises(ValueRangeError) as caught:
+        line = following()
+        dp.gather(dp.tensor(X[:0]), dp.tensor([0])).numpy()
+    check(caught, line, "an empty axis has no position", "position 0")
+
+
+def test_a_slice_from_half_a_place():
+    with pytest.raises(ShapeError) as caught:
+        line = following()
+        dp.tensor(X)[0.5:]
+    check(caught, line, "a bound of a slice is a whole number", "0.5")
 
 
 def test_a_value_read_while_recording():

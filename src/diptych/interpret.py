@@ -27,7 +27,7 @@ def check_positions(op: Operator, inputs: Sequence[Node], values: Sequence[Any],
 
 def position_error(what: str, bad: int, size: int, at: Any) -> ValueRangeError:
     error = ValueRangeError(
-        f"a {what} lies from 0 to {size - 1}",
+        f"a {what} lies from 0 to {size - 1}" if size else f"an empty axis has no {what}",
         f"{what} {bad}    ({at})",
         f"check the {what}s, or the number of classes",
     )

@@ -295,6 +295,9 @@ def _position(n: int, size: Dimension, t: TensorType) -> int:
 
 
 def _slice(part: slice, size: Dimension) -> tuple[Dimension, Dimension, int]:
+    for bound in (part.start, part.stop, part.step):
+        if bound is not None:
+            whole(bound, "a bound of a slice")
     if isinstance(size, Dim):
         if part == slice(None):
             return 0, size, 1
