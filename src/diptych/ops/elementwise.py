@@ -244,7 +244,8 @@ class Fma(Arithmetic):
 
 
 class Extremum(Arithmetic):
-    """Where the arguments are equal the first has the value, and its gradient."""
+    """The gradient goes to the argument that has the value: a NaN, or else the one beyond the
+    other. Of two NaNs or two equal values that is the first."""
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         a, b = node.inputs
@@ -261,12 +262,15 @@ def zeros_as(g: Node) -> Handle:
 
 
 def first_wins(name: str, a: Handle, b: Handle) -> Handle:
-    """Where the first argument has the extremum; of two zeros the reciprocals tell the signs."""
+    """Tell where the first argument has the extremum; of two zeros the reciprocals tell the signs.
+
+    A NaN is the extremum.
+    """
     beyond, over = (greater, greater_equal) if name == "maximum" else (less, less_equal)
     if not a.type.dtype.is_float:
         return over(a, b)
     same = logical_and(equal(a, b), over(divide(1.0, a), divide(1.0, b)))
-    return logical_or(beyond(a, b), same)
+    return logical_or(logical_or(beyond(a, b), same), not_equal(a, a))
 
 
 @primitive

@@ -242,7 +242,7 @@ class Sign(Step):
 
 @primitive
 class Abs(Elementwise):
-    """Cotangent g * sign(x), zero at 0."""
+    """Cotangent g where x > 0, -g where x < 0, else zero: at 0 and at NaN."""
 
     name: ClassVar[str] = "abs"
 
