@@ -115,7 +115,7 @@ REFUSED = [
     refused("reshape_not_a_multiple", lambda x: x.reshape(2, -1), [[1.0, 2.0, 3.0]], ShapeError,
             "3 is odd"),
     refused("reshape_minus_two", lambda x: x.reshape(-2, 1), [[1.0, 2.0]], ShapeError, "no size"),
-    refused("transpose_repeated", lambda x: x.transpose(0, 0), [[[1.0]]], ShapeError, "twice 0"),
+    refused("transpose_repeated", lambda x: x.transpose(0, 0), [[[1.0]]], ShapeError, "0 twice"),
     refused("squeeze_of_two", lambda x: dp.squeeze(x, 1), [[[1.0, 2.0]]], ShapeError,
             "numpy refuses too; PyTorch does nothing"),
     refused("broadcast_two_to_three", lambda x: dp.broadcast_to(x, (3,)), [[1.0, 2.0]], ShapeError,
