@@ -149,19 +149,109 @@ def test_missing_and_broken_files(tmp_path):
             dp.load(path)
 
 
-def test_random_damage_is_an_error_or_another_number(tmp_path):
-    program, scores, *_ = trained()
-    path = tmp_path / "m"
-    dp.save(program.clone(for_test=True), path, ["x"], [scores])
-    whole = path.read_bytes()
-    for _ in range(100):
-        damaged = bytearray(whole)
-        damaged[rng.integers(0, 3000)] = rng.integers(0, 256)
-        path.write_bytes(bytes(damaged))
-        try:
-            dp.load(path)
-        except FileFormatError:
-            continue
+def saved_files(folder):
+    """A file of each kind that diptych writes, and the function that reads it."""
+    program, scores, _, model = trained()
+    dp.save(program.clone(for_test=True), folder / "program", ["x"], [scores])
+    dp.save_state(model.state_dict(), folder / "state")
+    descent = optim.Adam(model.parameters())
+    dp.save_state(descent.state_dict(), folder / "optimizer")
+    return [
+        (folder / "program", dp.load),
+        (folder / "state", dp.load_state),
+        (folder / "optimizer", dp.load_state),
+    ]
+
+
+def test_a_flipped_byte_anywhere_is_an_error(tmp_path):
+    for path, read in saved_files(tmp_path):
+        whole = path.read_bytes()
+        read(path)
+        header = 8 + int.from_bytes(whole[:8], "little")
+        rest = range(header, len(whole), max(1, (len(whole) - header) // 200))
+        for place in [*range(header), *rest]:
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(rng.integers(0, 8))
+            path.write_bytes(damaged)
+            with pytest.raises(FileFormatError) as caught:
+                read(path)
+            assert len(str(caught.value).splitlines()) == 3, place
+        path.write_bytes(whole)
+        read(path)
+
+
+def test_random_damage_is_an_error_or_nothing(tmp_path):
+    for path, read in saved_files(tmp_path):
+        whole = path.read_bytes()
+        before = dp.load_state(path)
+        for _ in range(200):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, len(whole), rng.integers(1, 4)):
+                damaged[place] = rng.integers(0, 256)
+            path.write_bytes(damaged)
+            try:
+                read(path)
+                after = dp.load_state(path)
+            except FileFormatError:
+                continue
+            assert {n: a.tobytes() for n, a in after.items()} == {
+                n: a.tobytes() for n, a in before.items()
+            }
+
+
+def test_files_without_a_digest_are_of_others_or_old(tmp_path):
+    from safetensors.numpy import save_file
+
+    program, scores, executor, model = trained()
+    test = program.clone(for_test=True)
+    dp.save(test, tmp_path / "m", ["x"], [scores])
+    metadata, arrays = stored(tmp_path / "m")
+    del metadata["diptych.blake2b"]
+    save_file(arrays, tmp_path / "new", metadata)
+    with pytest.raises(FileFormatError, match="missing"):
+        dp.load(tmp_path / "new")
+    metadata["diptych"] = metadata["diptych"].replace("program 2", "program 1")
+    save_file(arrays, tmp_path / "old", metadata)
+    (expected,) = executor.run(test, {"x": X}, [scores])
+    assert dp.load(tmp_path / "old").run({"x": X})[0].tobytes() == expected.tobytes()
+    save_file(arrays, tmp_path / "other", {"format": "pt"})
+    assert set(dp.load_state(tmp_path / "other")) == set(arrays)
+    with pytest.raises(FileFormatError, match=r"file of weights[\s\S]*dp\.load_state"):
+        dp.load(tmp_path / "other")
+    dp.save_state(model.state_dict(), tmp_path / "state")
+    with pytest.raises(FileFormatError, match=r"diptych state 1[\s\S]*dp\.load_state"):
+        dp.load(tmp_path / "state")
+
+
+def stored(path):
+    import safetensors
+
+    with safetensors.safe_open(path, framework="numpy") as file:
+        names = list(file.keys())
+        return dict(file.metadata()), {name: file.get_tensor(name) for name in names}
+
+
+def test_arrays_that_no_file_can_have_are_errors_of_three_lines(tmp_path):
+    for value in (np.ones(2, np.complex128), np.ones(2, "V4"), [[1], [2, 3]], "text", None):
+        with pytest.raises(DtypeError, match=r"test_save\.py") as caught:
+            dp.save_state({"a": value}, tmp_path / "s")
+        assert len(str(caught.value).splitlines()) == 3
+    with pytest.raises(DtypeError, match="any name but __metadata__"):
+        dp.save_state({"__metadata__": np.ones(2)}, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    big = np.arange(6, dtype=">f4").reshape(2, 3)[:, ::-1]
+    state = {
+        "big": big, "": np.float32(2), "é\n": np.ones((0, 3)), "f16": np.ones(3, np.float16),
+        "bool": np.array([True, False, True]), "c": np.ones(2, np.complex64), "list": [1, 2],
+    }  # fmt: skip
+    dp.save_state(state, tmp_path / "s")
+    loaded = dp.load_state(tmp_path / "s")
+    assert set(loaded) == set(state)
+    for name, value in state.items():
+        assert loaded[name].dtype == np.asarray(value).dtype.newbyteorder("=")
+        assert loaded[name].tolist() == np.asarray(value).tolist()
+    with pytest.raises(MissingFileError, match="''"):
+        dp.load_state("")
 
 
 def test_watch_and_trace_show_every_value():

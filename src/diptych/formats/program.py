@@ -1,34 +1,32 @@
 """Saved programs: the pruned graph as text and its weights, in one safetensors file.
 
-The file is read by any safetensors library. Its one metadatum, `diptych`, is JSON: the graph in the
-form of `diptych.graph.text`, and the names of its inputs, weights and outputs. The same program
-gives the same bytes. Loading parses text and copies numbers; it runs no code from the file.
+The file states (`tensors.py`) the graph in the form of `diptych.graph.text`, and the names of its
+inputs, weights and outputs, and has a digest of it all. The same program gives the same bytes.
+Loading parses text and copies numbers; it runs no code from the file.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diptych.errors import DiptychError, FeedError, FileFormatError, MissingFileError
+from diptych.errors import DiptychError, FeedError, FileFormatError
+from diptych.formats.tensors import UNDIGESTED, read_tensors, write_tensors
 from diptych.graph.node import Constant, Graph, Node, input_node, walk
 from diptych.graph.record import recording
 from diptych.graph.rewrite import rebuilt
 from diptych.graph.text import parse_graph, print_graph
 from diptych.ops.base import make_operator, without_foreign
-from diptych.runtime.files import write_whole
 from diptych.static.executor import Feed
 from diptych.static.program import Program
 from diptych.tensor import Parameter, Tensor, default_panel
 
 Array = np.ndarray[Any, Any]
-FORMAT = "diptych program 1"
+FORMAT = "diptych program 2"
 LARGE = 256  # bytes of a constant above which it is stored beside the weights
 
 AGAIN = "write it again with dp.save"
@@ -46,17 +44,14 @@ def save(
     parameters. Raises FeedError where an output needs a placeholder that is not among the inputs.
     """
     pruned = prune(program, inputs, outputs)
-    metadata = {
+    stated = {
         "format": FORMAT,
         "graph": print_graph(pruned.graph),
         "inputs": pruned.inputs,
         "weights": list(pruned.weights),
         "outputs": pruned.outputs,
     }
-    from safetensors.numpy import save as encode
-
-    arrays = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in pruned.weights.items()}
-    write_whole(Path(path), encode(arrays, {"diptych": json.dumps(metadata)}))
+    write_tensors(path, pruned.weights, stated)
 
 
 @dataclass(frozen=True)
@@ -144,13 +139,14 @@ def load(path: str | os.PathLike[str]) -> Program:
 
     Raises MissingFileError or FileFormatError, which name the file.
     """
-    metadata, arrays = read_safetensors(path)
+    stated, arrays = read_tensors(path)
+    if stated.get("format") not in (FORMAT, *UNDIGESTED):
+        raise FileFormatError(
+            "a saved program says so in its metadata",
+            f"{path} is a {stated.get('format') or 'file of weights'}, not a {FORMAT}",
+            "dp.load_state(path) reads weights alone; dp.save writes a program",
+        )
     try:
-        stated = json.loads(metadata.get("diptych", "{}"))
-        if stated.get("format") != FORMAT:
-            raise FileFormatError(
-                "a saved program says so in its metadata", f"not {FORMAT!r}", AGAIN
-            )
         graph = parse_graph(stated["graph"], make_operator)
         inputs, weights, outputs = (
             [str(n) for n in stated[key]] for key in ("inputs", "weights", "outputs")
@@ -192,21 +188,3 @@ def _program(
         program.names[name] = node
         program.outputs.append(Tensor(node, program))
     return program
-
-
-def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Array]]:
-    """Metadata and arrays of a safetensors file."""
-    import safetensors
-
-    if not Path(path).is_file():
-        raise MissingFileError("the file is not there", f"{path}", "check the path")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return dict(file.metadata() or {}), arrays
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as problem:
-        raise FileFormatError(
-            "a file of weights is in the safetensors format",
-            f"{path}: {problem}",
-            "check that it was written whole",
-        ) from problem
