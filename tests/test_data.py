@@ -319,14 +319,98 @@ def test_a_kept_copy_stands_only_for_the_file_it_came_from(kept, home, tiny):
     path.write_bytes(path.read_bytes())  # written anew: it is looked at again
     mnist("test", folder, checksums=sums)
     assert len(kept) == 3
-    copy = next((home / "cache" / "diptych" / "unpacked").glob(f"{name}*[!n]"))
+    copy = next((home / "cache" / "diptych" / "unpacked").glob(f"{name}-*"))
     copy.write_bytes(b"changed")
     assert len(mnist("test", folder, checksums=sums)) == 40 and len(kept) == 4
-    copy.with_name(f"{copy.name}.json").write_text("[broken")
+    copy.with_name(f"{name}.json").write_text("[broken")
     assert len(mnist("test", folder, checksums=sums)) == 40 and len(kept) == 5
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(FileFormatError, match="gzip"):
         mnist("test", folder, checksums=sums)
+
+
+def test_copies_of_several_sets_are_kept_and_then_deleted(kept, home, monkeypatch):
+    monkeypatch.setattr(unpacked, "SOURCES", 2)
+    for n in range(3):
+        other_set(home / f"set{n}", n)
+    for n in (0, 1, 0, 1):  # each has its own copy
+        assert mnist("test", home / f"set{n}").name == f"set{n}"
+    assert len(kept) == 4
+    mnist("test", home / "set2")
+    mnist("test", home / "set1")
+    assert len(kept) == 6
+    for name in FILES["test"]:
+        assert len(list((home / "cache" / "diptych" / "unpacked").glob(f"{name}-*"))) == 2
+    first = mnist("test", home / "set0")
+    assert len(kept) == 8 and first.labels.tolist() == other_set(home / "set0", 0)["test"].tolist()
+
+
+def other_set(folder, seed=5, height=6, width=4):
+    """A set of MNIST's form and other sizes, some files packed; its labels."""
+    folder.mkdir(exist_ok=True)
+    rng, made = np.random.default_rng(seed), {}
+    for split, n in (("train", 30), ("test", 7)):
+        images = rng.integers(0, 256, (n, height, width)).astype(np.uint8)
+        made[split] = rng.integers(0, 3, n).astype(np.uint8)
+        for name, array in zip(FILES[split], (images, made[split]), strict=True):
+            path = folder / (name if split == "train" else f"{name}.gz")
+            raw = idx(array)
+            path.write_bytes(raw if split == "train" else gzip.compress(raw, mtime=0))
+    return made
+
+
+def test_a_folder_may_hold_another_set_of_that_form(home, monkeypatch, capsys):
+    labels = other_set(home / "fashion")
+    for split in ("train", "test"):
+        found = mnist(split, home / "fashion")
+        assert found.name == "fashion" and found.features == 24
+        assert found.labels.tolist() == labels[split].tolist()
+    assert len(mnist("all", home / "fashion")) == 37
+    monkeypatch.setenv("DIPTYCH_DATA", str(home / "fashion"))
+    assert len(mnist("train")) == 30
+    from diptych.cli import main
+
+    options = ["--mode", "dynamic", "--epochs", "1", "--data", str(home / "fashion")]
+    assert main(["digits", *options]) == 0
+    assert "data: fashion, 30 to train and 7 to test" in capsys.readouterr().out
+
+
+def test_files_that_do_not_belong_together(home, capsys):
+    from diptych.cli import main
+
+    folder = home / "set"
+    other_set(folder)
+    images, labels = (folder / name for name in FILES["train"])
+    whole = {path: path.read_bytes() for path in (images, labels)}
+    flat = np.zeros((30, 24), np.uint8)
+    bad = [
+        (labels, idx(np.zeros(29, np.uint8))),
+        (labels, whole[images]),
+        (images, whole[labels]),
+        (images, idx(flat)),
+        (images, idx(np.zeros((30, 0, 4), np.uint8))),
+        (images, whole[images][:-1]),
+        (images, whole[images] + b"x"),
+        (images, b""),
+        (images, b"\0\0\x0d" + whole[images][3:]),  # floats
+        (images, b"\0\0\x08\xff"),
+        (images, b"\0\0\x08\x03" + b"\xff" * 12),
+        (images, b"\0\0\x08\x03" + b"\x80\0\0\0" * 3),  # a product that is 0 in 64 bits
+    ]
+    for path, content in bad:
+        path.write_bytes(content)
+        with pytest.raises(FileFormatError, match=r"train-.*\(test_data\.py") as caught:
+            mnist("train", folder)
+        assert len(str(caught.value).splitlines()) == 3
+        path.write_bytes(whole[path])
+    (folder / FILES["train"][0]).write_bytes(idx(np.zeros((30, 4, 4), np.uint8)))
+    with pytest.raises(FileFormatError, match=r"\[7, 6, 4\].*beside pictures \[30, 4, 4\]"):
+        mnist("all", folder)
+    assert main(["digits", "--data", str(folder)]) == 1
+    assert "16 and 24 pixels" in capsys.readouterr().err
+    labels.unlink()
+    with pytest.raises(MissingFileError, match=r"train-labels-idx1-ubyte not in"):
+        mnist("train", folder)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(kept, home, tiny, monkeypatch):

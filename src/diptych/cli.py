@@ -17,7 +17,7 @@ import diptych.nn.functional as F
 from diptych import config, engine, nn, optim
 from diptych.data import ArrayDataset, DataLoader, digits, mnist
 from diptych.data.images import read_digit
-from diptych.errors import DiptychError, MissingFileError
+from diptych.errors import DiptychError, FileFormatError, MissingFileError
 from diptych.fluid.run import main as run_fluid
 from diptych.runtime.files import write_whole
 
@@ -33,7 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diptych", description=dp.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("digits", help="train the article's network on digits")
-    train.add_argument("--data", default="digits", help="digits, mnist, or a folder of MNIST")
+    train.add_argument(
+        "--data",
+        default="digits",
+        help="digits, mnist, or a folder with four idx files as MNIST has",
+    )
     train.add_argument("--mode", default="both", choices=list(MODES))
     train.add_argument("--epochs", type=int, default=5)
     train.add_argument("--batch-size", type=int, default=16)
@@ -83,7 +87,14 @@ def load(name: str) -> tuple[ArrayDataset, ArrayDataset]:
             "--data digits",
         )
     folder = None if name == "mnist" else name
-    return mnist("train", folder), mnist("test", folder)
+    train, test = mnist("train", folder), mnist("test", folder)
+    if train.features != test.features:
+        raise FileFormatError(
+            "pictures to train and to test are of one size",
+            f"{train.features} and {test.features} pixels in {test.source}",
+            "check that the four files belong together",
+        )
+    return train, test
 
 
 def run_digits(options: argparse.Namespace) -> int:

@@ -1,9 +1,10 @@
-"""MNIST (LeCun, Cortes and Burges) from its four original idx files."""
+"""MNIST (LeCun, Cortes and Burges) from its four idx files, and other sets of that form."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -43,22 +44,45 @@ def mnist(
     mirrors: Sequence[str] = MIRRORS,
     checksums: Mapping[str, str] = SHA256,
 ) -> ArrayDataset:
-    """MNIST: images (n, 784) u8 that become f32 from 0 to 1, labels (n,) i64; 60,000 to train and
-    10,000 to test.
+    """MNIST, or another set of its form: images (n, height * width) u8 that become f32 from 0 to 1,
+    labels (n,) i64. MNIST has 60,000 of 28 x 28 to train and 10,000 to test.
 
-    Read from `folder`, or without one from DIPTYCH_DATA or the caches of diptych and of Paddle;
-    where none has the files they are fetched into the cache. Large files are kept there unpacked,
-    too, so that they are unpacked once. Raises MissingFileError, which says
-    which files to put where, or FileFormatError where a file is not the right one.
+    Read from `folder`, or without one from DIPTYCH_DATA or the caches of diptych and of Paddle. A
+    folder may hold any set under the four names, such as Fashion-MNIST; its `name` is then the
+    folder's. Where none has the files MNIST is fetched into the cache, and checked there against
+    `checksums`. Large files are kept there unpacked, too, so that they are unpacked once. Raises
+    MissingFileError, which says which files to put where, or FileFormatError where a file is broken
+    or pictures and labels do not fit together.
     """
     splits = FILES if check_split(split) == "all" else {split: FILES[split]}
     names = [name for pair in splits.values() for name in pair]
     where = _folder(folder, names, mirrors, checksums)
-    arrays = [_read(_find(where, name), name, checksums) for name in names]
-    images, labels = _joined(arrays[0::2]), _joined(arrays[1::2])
+    found = [_read(_find(where, name)) for name in names]
+    known = all(digest == checksums[n] for (_, digest), n in zip(found, names, strict=True))
+    pairs = [(found[n][0], found[n + 1][0]) for n in range(0, len(found), 2)]
+    for name, (images, labels) in zip(names[0::2], pairs, strict=True):
+        _check_form(where / name, images, labels, pairs[0][0])
+    images, labels = (_joined(arrays) for arrays in zip(*pairs, strict=True))
     return ArrayDataset(
-        images.reshape(len(images), -1), labels.astype(np.int64), 255.0, 0.0, "mnist", str(where)
+        images.reshape(len(images), -1),
+        labels.astype(np.int64),
+        255.0,
+        0.0,
+        "mnist" if known else where.resolve().name,
+        str(where),
     )
+
+
+def _check_form(path: Path, images: Array, labels: Array, first: Array) -> None:
+    """Raise FileFormatError unless the arrays are pictures and a label for each of them."""
+    fit = images.ndim == 3 and images.size and labels.shape == images.shape[:1]
+    if not fit or images.shape[1:] != first.shape[1:]:
+        raise FileFormatError(
+            "a set of MNIST's form has pictures (n, height, width) of one size, and n labels",
+            f"{path}: pictures {list(images.shape)}, labels {list(labels.shape)}"
+            + (f", beside pictures {list(first.shape)}" if first is not images else ""),
+            "check that the four files belong together",
+        )
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
@@ -83,7 +107,9 @@ def _folder(
     packed = ", ".join(f"{name}.gz" for name in names)
     cure = f"put {packed} into {places[0]}, or name their folder in DIPTYCH_DATA"
     if given is not None:
-        raise MissingFileError("MNIST is read from its original files", f"not in {given}", cure)
+        missing = [name for name in names if _find(places[0], name) is None]
+        facts = f"{', '.join(missing)} not in {given}"
+        raise MissingFileError("MNIST, or a set of its form, is read from idx files", facts, cure)
     for name in names:
         if _find(cache, name) is None:
             try:
@@ -97,7 +123,7 @@ def _folder(
                 looked = ", ".join(map(str, places))
                 reason = problem.facts if isinstance(problem, MissingFileError) else problem
                 raise MissingFileError(
-                    "MNIST is read from its original files",
+                    "MNIST, or a set of its form, is read from idx files",
                     f"not in {looked}, and the network does not have them: {reason}",
                     cure,
                 ) from problem
@@ -112,19 +138,30 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _check(path: Path, name: str, checksums: Mapping[str, str]) -> None:
-    _read(path, name, checksums, packed=True)
+    """Raise FileFormatError unless a fetched file is the one that its name says."""
+    _, digest = _content(path, packed=True)
+    if digest != checksums[name]:
+        raise FileFormatError(
+            "MNIST's files have known checksums", f"{path} has another", "fetch it again"
+        )
 
 
-def _read(
-    path: Path | None, name: str, checksums: Mapping[str, str], packed: bool | None = None
-) -> Array:
-    """The array of an idx file, packed or not."""
+def _read(path: Path | None) -> tuple[Array, str]:
+    """Return the array of an idx file, packed or not, and the SHA-256 of its unpacked bytes."""
     assert path is not None
-    packed = path.suffix == ".gz" if packed is None else packed
-    checksum = checksums[name]
-    found = unpacked.kept(path, checksum) if packed else None
+    packed = path.suffix == ".gz"
+    found = unpacked.kept(path) if packed else None
     if found is not None:
-        return _array(found, path)
+        return _array(found[0], path), found[1]
+    data, digest = _content(path, packed)
+    array = _array(np.frombuffer(data, np.uint8), path)
+    if packed:
+        unpacked.keep(path, digest, data)
+    return array, digest
+
+
+def _content(path: Path, packed: bool) -> tuple[bytes, str]:
+    """Return the unpacked bytes of a file, and their SHA-256."""
     try:
         data = path.read_bytes()
         data = _unpacked(data) if packed else data
@@ -132,14 +169,7 @@ def _read(
         raise FileFormatError(
             "an MNIST file is a gzip file", f"{path}: {problem}", "fetch it again"
         ) from problem
-    array = _array(np.frombuffer(data, np.uint8), path)
-    if hashlib.sha256(data).hexdigest() != checksum:
-        raise FileFormatError(
-            "MNIST's files have known checksums", f"{path} has another", "fetch it again"
-        )
-    if packed and path.suffix == ".gz":  # not what is still being fetched
-        unpacked.keep(path, checksum, data)
-    return array
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def _unpacked(data: bytes) -> bytes:
@@ -158,7 +188,7 @@ def _array(data: Array, path: Path) -> Array:
     rank = int(data[3]) if len(data) >= 4 and data[:3].tobytes() == b"\0\0\x08" else 0
     header = 4 + 4 * rank
     shape = [int(n) for n in data[4:header].view(">u4")] if len(data) >= header else []
-    if not rank or len(shape) != rank or len(data) != header + int(np.prod(shape)):
+    if not rank or len(shape) != rank or len(data) != header + math.prod(shape):
         raise FileFormatError(
             "an idx file has a header and as many bytes as it says", f"{path}", "fetch it again"
         )

@@ -1,8 +1,8 @@
 """Unpacked copies of large files, mapped into memory instead of unpacked again.
 
-A copy lies under the user's cache folder by name and checksum. Beside it stand the packed files
-that it was unpacked from and checked against, each as it was then: a file that has changed since,
-or another one, is unpacked and checked anew.
+A copy lies under the user's cache folder by name and SHA-256. A list beside it names the packed
+files that were unpacked, each as it was then, and the digest of what was in it: a file that has
+changed since, or another one, is unpacked anew. Copies that the list does not need are deleted.
 """
 
 from __future__ import annotations
@@ -18,48 +18,65 @@ from diptych import config
 from diptych.runtime.files import write_whole
 
 LARGE = 1 << 20  # bytes below which unpacking costs nothing
-SOURCES = 8  # packed files that are remembered
-WHAT = "unpacked"
+SOURCES = 8  # packed files of one name that are remembered
 
 
-def kept(packed: Path, checksum: str) -> np.ndarray[Any, Any] | None:
-    """The bytes that this very file holds, from a copy; None where there is none."""
-    copy, stamp = _places(packed, checksum)
+def kept(packed: Path) -> tuple[np.ndarray[Any, Any], str] | None:
+    """Return the bytes that this very file holds, from a copy, and their SHA-256, or None."""
     try:
-        known = json.loads(stamp.read_text(encoding="utf-8"))
-        if known["sources"][_key(packed)] != _state(packed) or known["copy"] != _state(copy):
+        sources, copies = _listed(packed)
+        state, digest = sources[_key(packed)]
+        copy = _copy(packed, digest)
+        if state != _state(packed) or copies[digest] != _state(copy):
             return None
         with copy.open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(mapped, np.uint8), digest
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def keep(packed: Path, checksum: str, data: bytes) -> None:
+def keep(packed: Path, digest: str, data: bytes) -> None:
     """Keep what a file was unpacked to, where there is a cache and it can be written."""
     if len(data) < LARGE or config.cache_folder() is None:
         return
-    copy, stamp = _places(packed, checksum)
     try:
-        sources = json.loads(stamp.read_text(encoding="utf-8"))["sources"]
-        if not isinstance(sources, dict):
-            sources = {}
+        sources, copies = _listed(packed)
     except (OSError, ValueError, LookupError, TypeError):
-        sources = {}
-    sources = dict([*sources.items(), (_key(packed), _state(packed))][-SOURCES:])
+        sources, copies = {}, {}
+    copy = _copy(packed, digest)
     try:
+        sources.pop(_key(packed), None)
+        sources = dict([*sources.items(), (_key(packed), (_state(packed), digest))][-SOURCES:])
+        needed = {d for _, d in sources.values()}
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_whole(copy, data)
-        known = {WHAT: copy.name, "copy": _state(copy), "sources": sources}
-        write_whole(stamp, json.dumps(known).encode())
+        copies[digest] = _state(copy)
+        known = {"sources": sources, "copies": {d: s for d, s in copies.items() if d in needed}}
+        write_whole(_list(packed), json.dumps(known).encode())
+        for other in copies.keys() - needed:
+            _copy(packed, other).unlink(missing_ok=True)
     except OSError:  # no room, or no right: it is unpacked again the next time
         return
 
 
-def _places(packed: Path, checksum: str) -> tuple[Path, Path]:
-    folder = Path(config.data_folder()) / WHAT
-    name = f"{packed.stem}-{checksum[:16]}"
-    return folder / name, folder / f"{name}.json"
+def _listed(packed: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (state and digest of each packed file, state of each copy), as the list has them."""
+    known = json.loads(_list(packed).read_text(encoding="utf-8"))
+    sources, copies = dict(known["sources"]), dict(known["copies"])
+    return {path: (state, str(digest)) for path, (state, digest) in sources.items()}, copies
+
+
+def _folder() -> Path:
+    return Path(config.data_folder()) / "unpacked"
+
+
+def _list(packed: Path) -> Path:
+    return _folder() / f"{packed.stem}.json"
+
+
+def _copy(packed: Path, digest: str) -> Path:
+    return _folder() / f"{packed.stem}-{digest[:16]}"
 
 
 def _key(path: Path) -> str:
