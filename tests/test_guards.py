@@ -259,3 +259,47 @@ def test_what_a_method_changes_is_an_error():
         dp.compile(counter.counts)(X)
     with pytest.raises(FrozenValueError, match="inside of a list changed"):
         dp.compile(counter.logs)(X)
+
+
+def test_a_sequential_that_grows_is_captured_anew():
+    model = nn.Sequential(nn.Linear(3, 3))
+    step = dp.compile(lambda x: model(x).sum())
+    x = np.full((2, 3), -1.0, np.float32)
+
+    def same():
+        assert step(x).item() == model(x).sum().item()
+
+    same()
+    model.append(nn.ReLU())
+    same()
+    setattr(model, "1", nn.Sigmoid())
+    same()
+    model.append([nn.Tanh()])
+    same()
+    getattr(model, "2").append(nn.Linear(3, 2))
+    same()
+    delattr(model, "1")
+    same()
+    with dp.no_recompile():
+        same()
+
+
+def test_module_dicts_and_lists_that_change_are_captured_anew():
+    named, listed = nn.ModuleDict(), nn.ModuleList()
+
+    def run(x):
+        for layer in [*named.values(), *listed]:
+            x = layer(x)
+        return x.sum()
+
+    step = dp.compile(run)
+    x = np.full((2, 3), -1.0, np.float32)
+    changes = [
+        lambda: None, lambda: named.update({"a": nn.Linear(3, 3)}),
+        lambda: named.update({"b": nn.ReLU()}), lambda: listed.append(nn.Linear(3, 2)),
+        lambda: named.update({"a": nn.Linear(3, 3)}), lambda: listed.insert(0, nn.Sigmoid()),
+        lambda: named.update({"a": named.pop("a")}), lambda: listed.pop(), named.clear,
+    ]  # fmt: skip
+    for change in changes:
+        change()
+        assert step(x).item() == run(x).item()

@@ -264,7 +264,7 @@ NAMES = [
     (dp, "tensr", "tensor"),
     (dp, "nothing_like_it", "dir(diptych)"),
     (nn, "Conv2d", "Module for your own"),
-    (nn, "ModuleList", "a list of modules"),
+    (nn, "Parameter", "dp.Parameter"),
     (nn, "CrossEntropyLoss", "F.cross_entropy"),
     (F, "conv2d", "cross_entropy, "),
     (optim, "RMSprop", "SGD, Adam, AdamW"),

@@ -1,5 +1,6 @@
 """Modules, initialisers, state dicts and optimizers."""
 
+import collections
 import copy
 import pickle
 
@@ -301,6 +302,126 @@ def test_layers_in_a_list_are_found():
     names = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
     assert [n for n, _ in model.named_parameters()] == names
     assert repr(model).splitlines()[1] == "  (layers.0): Linear(3 -> 3)"
+
+
+class Branches(nn.Module):
+    """Layers in containers of every kind; those of `late` come after it is made."""
+
+    def __init__(self, wrapped):
+        list_, dict_ = (nn.ModuleList, nn.ModuleDict) if wrapped else (list, dict)
+        self.heads = dict_({"left": nn.Linear(4, 3), "right": nn.Linear(4, 3, bias=False)})
+        self.layers = list_([nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 2), nn.Tanh())])
+        self.late = dict_({})
+        scales = [dp.Parameter(np.ones(2, np.float32))]
+        self.scales = nn.ParameterList(scales) if wrapped else scales
+        shifts = {"last": dp.Parameter(np.zeros(2, np.float32))}
+        self.shifts = nn.ParameterDict(shifts) if wrapped else shifts
+        self.sizes = {"plain": 3, 5: [1, {2}]}
+
+    def forward(self, x):
+        x = self.heads["left"](x) + self.heads["right"](x)
+        for layer in self.layers:
+            x = layer(x)
+        for layer in self.late.values():
+            x = layer(x)
+        return x * self.scales[0] + self.shifts["last"]
+
+
+BRANCHES = [
+    "heads.left.weight", "heads.left.bias", "heads.right.weight", "layers.0.weight",
+    "layers.0.bias", "layers.1.0.weight", "layers.1.0.bias", "late.x.weight", "late.x.bias",
+    "scales.0", "shifts.last",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", (True, False), ids=("nn", "plain"))
+def test_layers_in_containers_are_trained_and_saved(wrapped):
+    dp.manual_seed(0)
+    model = Branches(wrapped)
+    step = dp.compile(lambda x: model(x).sum())
+    first = step(X).item()
+    model.late["x"] = nn.Linear(2, 2)
+    assert [n for n, _ in model.named_parameters()] == BRANCHES
+    assert step(X).item() == model(X).sum().item() != first
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    before = model.state_dict()
+    (model(X) * model(X)).sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    assert all(before[n].tobytes() != after[n].tobytes() for n in BRANCHES)
+    other = Branches(not wrapped)
+    other.late["x"] = nn.Linear(2, 2)
+    other.load_state_dict(after)
+    assert other(X).numpy().tobytes() == model(X).numpy().tobytes()
+    assert not any(m.training for m in model.eval().modules())
+    twin = copy.deepcopy(model)
+    assert twin(X).numpy().tobytes() == model(X).numpy().tobytes()
+    model.layers.append(nn.ReLU())
+    assert step(X).item() == model(X).sum().item()
+    assert "(heads" in repr(model) and "Linear(3 -> 3)" in repr(model)
+
+
+def test_containers_nest_and_may_hold_themselves():
+    class Deep(nn.Module):
+        def __init__(self):
+            self.grid = {"rows": [[nn.Linear(1, 1, bias=False)], (nn.Linear(1, 1, bias=False),)]}
+            self.grid["itself"] = self.grid
+            self.shared = [self.grid["rows"]]
+
+    names = [n for n, _ in Deep().named_parameters()]
+    rows = ["0.0.weight", "1.0.weight"]
+    assert names == [f"grid.rows.{n}" for n in rows] + [f"shared.0.{n}" for n in rows]
+    assert len(Deep().parameters()) == 2
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    ({nn.ReLU()}, "a set"), ({"a": nn.ReLU()}.values(), "dict_values"),
+    ([frozenset([dp.Parameter(X)])], "frozenset"), (collections.deque([nn.ReLU()]), "deque"),
+    ({1: nn.ReLU()}, r"inner\[1\]"), ({"a.b": [nn.ReLU()]}, r"inner\['a.b'\]"),
+    ({"": nn.ReLU()}, r"inner\[''\]"),
+], ids=str)  # fmt: skip
+def test_layers_that_have_no_name_are_an_error(value, said):
+    class Lost(nn.Module):
+        def __init__(self):
+            self.inner = value
+
+    for use in (Lost().parameters, Lost().state_dict, Lost().eval, lambda: repr(Lost())):
+        with pytest.raises(dp.DiptychError, match=said) as caught:
+            use()
+        assert len(str(caught.value).splitlines()) == 3
+
+
+def test_module_lists_and_dicts_are_lists_and_dicts():
+    a, b, c = nn.ReLU(), nn.Tanh(), nn.Linear(2, 1)
+    layers = nn.ModuleList([a]).append(b).extend([c])
+    assert len(layers) == 3 and list(layers) == [a, b, c] and layers[-1] is c and b in layers
+    assert [*layers[1:]] == [b, c] and isinstance(layers[1:], nn.ModuleList)
+    layers.insert(0, c)
+    layers[1] = b
+    del layers[2]
+    assert list(layers) == [c, b, c] and layers.pop() is c
+    both = layers + [a]  # noqa: RUF005
+    assert list(both) == [c, b, a] and layers is layers.extend([])
+    assert repr(nn.ModuleList([c])) == "ModuleList(\n  (0): Linear(2 -> 1)\n)"
+    by_name = nn.ModuleDict([("a", a)])
+    by_name["c"] = c
+    by_name.update({"b": b})
+    assert list(by_name) == list(by_name.keys()) == ["a", "c", "b"] and "c" in by_name
+    assert [*by_name.values()] == [a, c, b] and dict(by_name.items())["b"] is b
+    assert by_name.pop("a") is a and by_name.get("a") is None and len(by_name) == 2
+    del by_name["b"]
+    assert list(by_name.state_dict()) == ["c.weight", "c.bias"]
+    by_name.clear()
+    assert not by_name.parameters()
+    for bad in (
+        lambda: nn.ModuleList([nn.Linear]), lambda: nn.ModuleList(a), lambda: layers(X),
+        lambda: nn.ModuleDict({"a": F.relu}), lambda: nn.ModuleDict({"a.b": a}),
+        lambda: nn.ParameterList([dp.tensor(X)]), lambda: nn.ParameterDict({"a": X}),
+        lambda: nn.ParameterList(dp.Parameter(X)), lambda: by_name.update({3: a}),
+    ):  # fmt: skip
+        with pytest.raises(dp.DiptychError, match="test_nn") as caught:
+            bad()
+        assert len(str(caught.value).splitlines()) == 3
 
 
 def test_modules_take_what_their_forward_takes():

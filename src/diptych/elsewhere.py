@@ -118,8 +118,7 @@ MODULES = {
         "autograd": "dp.grad(f), or dp.partials(y, [x])",
     },
     "diptych.nn": {
-        "Parameter": "dp.Parameter(value)", "ModuleList": "a list of modules as an attribute",
-        "ModuleDict": "an attribute for each module",
+        "Parameter": "dp.Parameter(value)",
         "CrossEntropyLoss": "F.cross_entropy(scores, labels)",
         "NLLLoss": "F.nll_loss(x, labels)", "MSELoss": "F.mse_loss(x, target)",
         "L1Loss": "F.l1_loss(x, target)", "BCELoss": "F.binary_cross_entropy(p, target)",

@@ -2,6 +2,7 @@
 
 from diptych.elsewhere import missing_from
 from diptych.nn import functional, init
+from diptych.nn.containers import ModuleDict, ModuleList, ParameterDict, ParameterList
 from diptych.nn.layers import (
     ELU,
     GELU,
@@ -31,6 +32,10 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "Module",
+    "ModuleDict",
+    "ModuleList",
+    "ParameterDict",
+    "ParameterList",
     "ReLU",
     "Sequential",
     "SiLU",

@@ -8,7 +8,7 @@ from typing import Any
 
 from diptych.errors import DiptychError, ValueRangeError
 from diptych.nn import init
-from diptych.nn.module import Module
+from diptych.nn.module import NAMED, Module, parts
 from diptych.ops import contract, functions, losses, random, shape
 from diptych.ops.base import whole
 from diptych.tensor import Parameter
@@ -180,6 +180,8 @@ def _instead(value: Any) -> str:
 class Sequential(Module):
     """Modules one after another; parameters are named 0.weight, 0.bias, 2.weight, ..."""
 
+    _walks = True
+
     def __init__(self, *modules: Module) -> None:
         for n, module in enumerate(modules):
             setattr(self, str(n), _module(module))
@@ -199,12 +201,12 @@ class Sequential(Module):
         return self
 
     def forward(self, x: Any) -> Any:
-        parts = vars(self).values() if type(self).__iter__ is Sequential.__iter__ else self
-        for value in list(parts):
+        inside = vars(self).values() if type(self).__iter__ is Sequential.__iter__ else self
+        for value in list(inside):
             if isinstance(value, Module):
                 x = value.forward(x) if value._direct else value(x)
-            elif isinstance(value, list | tuple):
-                for part in value:
+            elif isinstance(value, NAMED):
+                for _, part in parts("", value):
                     if isinstance(part, Module):
                         x = part(x)
         return x

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -14,29 +15,71 @@ from diptych.states import need_mapping
 from diptych.tensor import Parameter, Tensor
 
 Array = np.ndarray[Any, Any]
+NAMED = (list, tuple, dict)  # containers whose places are names
+NAMELESS: tuple[Any, ...] = (
+    set,
+    frozenset,
+    deque,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
 
 
-def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """An attribute, or what is in a list: `layers.0`, `layers.1`."""
-    if isinstance(value, list | tuple):
-        for n, item in enumerate(value):
-            yield f"{name}.{n}", item
-    else:
+def parts(name: str, value: Any, inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield the parameters and modules of an attribute: itself, or what is in lists, tuples and
+    dicts, at any depth, as `layers.0` or `heads.left`. An empty name is left out.
+
+    Raises DiptychError where there is one whose name or place in the order would be in doubt.
+    """
+    if isinstance(value, Parameter | Module):
         yield name, value
+    elif isinstance(value, NAMED) and id(value) not in inside:
+        inside = (*inside, id(value))
+        found: Iterable[Any] = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in found:
+            if isinstance(item, (Parameter, Module, *NAMED, *NAMELESS)):
+                place = f"{name}.{key}" if name else f"{key}"
+                for part in parts(place, item, inside):
+                    if isinstance(value, dict):
+                        _check_key(name, key)
+                    yield part
+    elif isinstance(value, NAMELESS) and any(isinstance(v, Parameter | Module) for v in value):
+        raise DiptychError(
+            "parameters and modules of a module stand in an order, under names",
+            f".{name} is a {type(value).__name__}",
+            "a list, a dict, nn.ModuleList or nn.ModuleDict",
+        )
+
+
+def _check_key(name: str, key: Any) -> None:
+    """Raise unless a key of a dict is fit for a name such as `heads.left.weight`."""
+    if not isinstance(key, str) or not key or "." in key:
+        raise DiptychError(
+            "keys of parameters and modules in a dict are their names: strings without dots",
+            f"{name}[{key!r}]" if name else repr(key),
+            "e.g. {'left': nn.Linear(3, 2)}",
+        )
 
 
 class Module(OfModule):
-    """Parameters and modules assigned as attributes, alone or in a list, are found in the order
-    of assignment."""
+    """Parameters and modules assigned as attributes, alone or in lists and dicts, are found in the
+    order of assignment, each time they are asked for."""
 
     training = True
     _own: ClassVar[bool] = True  # of this package: no line of the author is below it
     _direct: ClassVar[bool] = True  # own, and called in the way of this class
+    _walks: ClassVar[bool] = False  # calls, or hands out, whatever its attributes hold
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         cls._own = cls.__module__.startswith("diptych.")
         cls._direct = cls._own and cls.__call__ is Module.__call__
+
+    def __new__(cls, *inputs: Any, **named: Any) -> Self:
+        made = super().__new__(cls)
+        vars(made)["training"] = cls.training  # from the start, so that a mode adds no attribute
+        return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A parameter is replaced by another, or by None where a layer does without."""
@@ -64,11 +107,15 @@ class Module(OfModule):
         finally:
             LOCAL.line = before
 
-    def children(self) -> Iterator[tuple[str, Module]]:
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Yield the parameters and modules that this one holds, and their names."""
         for name, value in vars(self).items():
-            for place, part in _parts(name, value):
-                if isinstance(part, Module):
-                    yield place, part
+            yield from parts(name, value)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        for place, part in self.members():
+            if isinstance(part, Module):
+                yield place, part
 
     def modules(self) -> Iterator[Module]:
         yield self
@@ -76,12 +123,11 @@ class Module(OfModule):
             yield from child.modules()
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        for name, value in vars(self).items():
-            for place, part in _parts(name, value):
-                if isinstance(part, Parameter):
-                    yield prefix + place, part
-                elif isinstance(part, Module):
-                    yield from part.named_parameters(f"{prefix}{place}.")
+        for place, part in self.members():
+            if isinstance(part, Parameter):
+                yield prefix + place, part
+            else:
+                yield from part.named_parameters(f"{prefix}{place}.")
 
     def parameters(self) -> list[Parameter]:
         return list(dict.fromkeys(p for _, p in self.named_parameters()))

@@ -67,7 +67,8 @@ def mark(value: Any) -> Any:
         inside = tuple(_short(v) for v in value[:MANY])
         return id(value) if isinstance(value, list) else 0, len(value), inside
     if isinstance(value, dict):
-        return id(value), tuple((_short(k), _short(v)) for k, v in list(value.items())[:MANY])
+        inside = tuple((_short(k), _short(v)) for k, v in list(value.items())[:MANY])
+        return id(value), len(value), inside
     if isinstance(value, set):
         return id(value), len(value), frozenset(_short(v) for v in list(value)[:MANY])
     return id(value)
@@ -183,6 +184,10 @@ class Reached:
         self._named.append((value, found))
         if not any(map(_is_ours, kind.__mro__)):
             return
+        if getattr(kind, "_walks", False):
+            own_attributes = {"attributes": vars(value)}
+            self._place(Place(own_attributes, "attributes", f"{kind.__name__}.", False))
+            self._visit(self._queue.pop())  # before places that let a dict of ours grow
         found |= vars(value).keys() | {name for name in METHODS if hasattr(kind, name)}
         for c in kind.__mro__:
             if not _is_ours(c) and c is not object:
