@@ -141,7 +141,7 @@ def test_an_epoch_in_one_call_has_the_bits_of_its_steps(monkeypatch, batch, kind
             optimizer.zero_grad()
             return loss
 
-        rows = data.arrays(images, labels, 60.0, -1.0)
+        rows = data.arrays(images, labels, scale=60.0, shift=-1.0)
         loader = data.DataLoader(rows, batch, shuffle=True, seed=3)
         losses = how(step, loader)
         return [losses, *[v.tobytes() for v in model.state_dict().values()]]

@@ -1,5 +1,6 @@
 """Data sets, loaders and downloads."""
 
+import collections
 import functools
 import gc
 import gzip
@@ -19,7 +20,7 @@ from diptych import data
 from diptych.data import unpacked
 from diptych.data.download import download
 from diptych.data.idx import FILES, mnist
-from diptych.errors import DiptychError, FileFormatError, MissingFileError, ShapeError
+from diptych.errors import DiptychError, DtypeError, FileFormatError, MissingFileError, ShapeError
 
 mnist_module = sys.modules["diptych.data.idx"]
 
@@ -142,8 +143,75 @@ def test_the_digits_have_a_stated_split():
 def test_arrays():
     made = data.arrays(np.ones((4, 2, 3), np.float32), [0, 1, 2, 1])
     assert (len(made), made.features, made.classes) == (4, 6, 3)
-    with pytest.raises(dp.DiptychError, match="one label for every row"):
+    with pytest.raises(dp.DiptychError, match=r"one row for every example[\s\S]*4, 2"):
         data.arrays(np.ones((4, 2)), [1, 2])
+
+
+@pytest.mark.parametrize("many", [6, 40_000], ids=["numpy", "native"])
+def test_any_number_of_arrays(many):
+    draw = np.random.default_rng(0)
+    x = draw.integers(0, 256, (many, 128)).astype(np.uint8)
+    y, w = draw.integers(0, 3, many), draw.random(many).astype(np.float32)
+    ids, mask = np.arange(many, dtype=np.int32), draw.random((many, 2)) < 0.5
+    made = data.arrays(x, y, w, ids, mask, scale=255.0)
+    order = dp.data.permutation(many, 1, 0)
+    for rows, at in zip(data.DataLoader(made, 4, shuffle=True, seed=1), order[::4], strict=False):
+        first = rows[0][0]
+        assert first.tobytes() == (x[at].astype(np.float32) / np.float32(255)).tobytes()
+        found = [r[0].tolist() for r in rows[1:]]
+        assert found == [y[at], w[at], ids[at], mask[at].tolist()]
+        assert [r.dtype.name for r in rows[1:]] == ["int64", "float32", "int64", "int64"]
+    ((alone,),) = data.DataLoader(data.arrays(x[:4]), 4)
+    assert alone.shape == (4, 128)
+    with pytest.raises(ShapeError, match="second array"):
+        _ = data.arrays(x).classes
+    for bad in ((), (x, y, w[1:])):
+        with pytest.raises(ShapeError, match=r"\(test_data\.py"):
+            data.arrays(*bad)
+    with pytest.raises(dp.DiptychError, match=r"array 3[\s\S]*scale="):
+        data.arrays(x, y, 255.0)
+
+
+def test_a_scanned_step_takes_as_many_arrays():
+    draw = np.random.default_rng(0)
+    x, y = draw.random((11, 3)).astype(np.float32), draw.integers(0, 3, 11)
+    w = draw.random(11).astype(np.float32)
+    step = dp.compile(lambda x, y, w: (x.sum(1) * w).sum() + y.sum().astype("f32"))
+    loader = data.DataLoader(data.arrays(x, y, w), 4, shuffle=True, seed=2)
+    (scanned,) = dp.scan(step, loader)
+    loader.epoch = 0
+    assert scanned.tolist() == [step(*rows).item() for rows in loader]
+
+
+class Rows(list):
+    """A data set of given rows."""
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_rows_that_are_dicts_and_named_tuples(prefetch):
+    def load(rows):
+        return list(data.DataLoader(Rows(rows), 2, prefetch=prefetch))
+
+    rows = [{"x": np.full(3, n, np.float32), "y": n, "name": f"row {n}"} for n in range(3)]
+    first, last = load(rows)
+    assert first["x"].tolist() == [[0] * 3, [1] * 3] and first["y"].tolist() == [0, 1]
+    assert first["name"].tolist() == ["row 0", "row 1"] and last["x"].shape == (1, 3)
+    (nested,) = load([({"a": {"b": n}}, n) for n in range(2)])
+    assert nested[0]["a"]["b"].tolist() == nested[1].tolist() == [0, 1]
+    Row = collections.namedtuple("Row", "x y")
+    (named,) = load([Row(1, 2.5), Row(3, 4.5)])
+    assert named.x.tolist() == [1, 3] and named.y.tolist() == [2.5, 4.5]
+    bad = [
+        ([{"x": 1}, {"y": 1}], ShapeError), ([{"x": 1}, 3], ShapeError),
+        ([{"x": 1}, {"x": 1, "y": 2}], ShapeError), ([(1, 2), (1,)], ShapeError),
+        ([(1, 2), 3], ShapeError), ([None, None], DtypeError), ([object(), 1], DtypeError),
+        ([([[1], [2, 3]], 0)] * 2, DtypeError), ([{"x": {1}}] * 2, DtypeError),
+        ([((1, {"x": 2}), 3)] * 2, DtypeError),
+    ]  # fmt: skip
+    for given, kind in bad:
+        with pytest.raises(kind) as caught:
+            load(given)
+        assert len(str(caught.value).splitlines()) == 3
 
 
 def test_targets_of_a_regression_keep_their_fractions():

@@ -379,7 +379,7 @@ def test_containers_nest_and_may_hold_themselves():
     ([frozenset([dp.Parameter(X)])], "frozenset"), (collections.deque([nn.ReLU()]), "deque"),
     ({1: nn.ReLU()}, r"inner\[1\]"), ({"a.b": [nn.ReLU()]}, r"inner\['a.b'\]"),
     ({"": nn.ReLU()}, r"inner\[''\]"),
-], ids=str)  # fmt: skip
+], ids=["set", "values", "frozenset", "deque", "number", "dot", "empty"])  # fmt: skip
 def test_layers_that_have_no_name_are_an_error(value, said):
     class Lost(nn.Module):
         def __init__(self):

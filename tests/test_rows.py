@@ -70,7 +70,9 @@ def test_a_loader_gives_what_numpy_gives(monkeypatch, kind, labels):
     named = rng.integers(0, 10, 53).astype(labels)
 
     def batches():
-        loader = data.DataLoader(data.arrays(images, named, 127.5, -1.0), 8, shuffle=True, seed=2)
+        loader = data.DataLoader(
+            data.arrays(images, named, scale=127.5, shift=-1.0), 8, shuffle=True, seed=2
+        )
         return [(x.shape, x.dtype, x.tobytes(), y.dtype, y.tobytes()) for x, y in loader]
 
     in_numpy = batches()

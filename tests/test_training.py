@@ -154,7 +154,7 @@ def test_scan_of_another_data_set_of_the_same_length():
     images, labels = np.full((6, 3), 10, np.uint8), np.zeros(6, np.int64)
     step = dp.compile(lambda x, y: x.sum())
     for scale in (1.0, 2.0, 5.0):
-        loader = dp.data.DataLoader(dp.data.arrays(images, labels, scale), 2)
+        loader = dp.data.DataLoader(dp.data.arrays(images, labels, scale=scale), 2)
         assert dp.scan(step, loader)[0].tolist() == [60 / scale] * 3
 
 

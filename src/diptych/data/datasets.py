@@ -18,33 +18,59 @@ LARGE = 1 << 22  # bytes of images below which making code takes longer than it 
 DIGITS_TRAIN = 1437  # the first 1,437 digits train, the last 360 test, in file order
 
 
-@dataclass(frozen=True)
-class ArrayDataset:
-    """Rows of `images` (n, ...) with `labels` (n, ...).
+NAMES = ("images", "labels")  # of the first arrays of a set, for its errors
 
-    uint8 images are converted as f32(pixel) / scale + shift, each operation rounded to f32. Labels
-    that are integers become i64; floats, the targets of a regression, stay what they are.
+
+@dataclass(frozen=True, init=False, eq=False)
+class ArrayDataset:
+    """Rows of arrays (n, ...): `images`, then mostly `labels`, then others, such as weights.
+
+    uint8 images are converted as f32(pixel) / scale + shift, each operation rounded to f32. In the
+    other arrays integers become i64; floats, the targets of a regression, stay what they are.
     """
 
-    images: Array
-    labels: Array
-    scale: float = 1.0
-    shift: float = 0.0
-    name: str = "arrays"
-    source: str = ""
+    columns: tuple[Array, ...]
+    scale: float
+    shift: float
+    name: str
+    source: str
 
-    def __post_init__(self) -> None:
-        for name in ("images", "labels"):
-            object.__setattr__(self, name, _rows(getattr(self, name), name))
-        if len(self.images) != len(self.labels):
+    def __init__(
+        self,
+        *columns: Any,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        name: str = "arrays",
+        source: str = "",
+    ) -> None:
+        names = [*NAMES, *[f"array {n}" for n in range(3, len(columns) + 1)]]
+        made = tuple(map(_rows, columns, names))
+        if len({len(column) for column in made}) != 1:
             raise ShapeError(
-                "a data set has one label for every row",
-                f"{len(self.images)} rows, {len(self.labels)} labels",
-                "check the arrays",
+                "the arrays of a data set have one row for every example",
+                f"rows: {', '.join(str(len(c)) for c in made) or 'no arrays'}",
+                "data.arrays(images, labels)" if not made else "check the arrays",
             )
+        settings = {"scale": scale, "shift": shift, "name": name, "source": source}
+        for field, value in {"columns": made, **settings}.items():
+            object.__setattr__(self, field, value)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def images(self) -> Array:
+        return self.columns[0]
+
+    @property
+    def labels(self) -> Array:
+        if len(self.columns) < 2:
+            raise ShapeError(
+                "labels are the second array of a data set",
+                "1 array",
+                "data.arrays(images, labels)",
+            )
+        return self.columns[1]
 
     @property
     def features(self) -> int:
@@ -54,18 +80,23 @@ class ArrayDataset:
     def classes(self) -> int:
         return int(self.labels.max()) + 1
 
-    def arrays(self) -> tuple[Array, Array]:
-        """Images and labels as they lie in memory, unconverted."""
-        return np.ascontiguousarray(self.images), np.ascontiguousarray(_labels(self.labels))
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays as they lie in memory, the images unconverted."""
+        images, *others = self.columns
+        return tuple(np.ascontiguousarray(c) for c in (images, *map(_labels, others)))
 
-    def batch(self, rows: Array | slice) -> tuple[Array, Array]:
-        """The rows, uint8 images as f32 and integer labels as i64."""
+    def batch(self, rows: Array | slice) -> tuple[Array, ...]:
+        """The rows of every array, uint8 images as f32 and other integers as i64."""
         if isinstance(rows, slice):
-            return self._images(rows), _labels(self.labels[rows])
-        images, labels = (take(rows) for take in self._takers)
-        if images is None:
-            images = self._images(rows)
-        return images, _labels(self.labels[rows]) if labels is None else labels
+            return self._images(rows), *[_labels(c[rows]) for c in self.columns[1:]]
+        images, *others = (take(rows) for take in self._takers)
+        return (
+            self._images(rows) if images is None else images,
+            *[
+                _labels(column[rows]) if taken is None else taken
+                for column, taken in zip(self.columns[1:], others, strict=True)
+            ],
+        )
 
     def _images(self, rows: Array | slice) -> Array:
         picked = self.images[rows]
@@ -74,15 +105,18 @@ class ArrayDataset:
         return np.ascontiguousarray(picked)
 
     @cached_property
-    def _takers(self) -> tuple[Taker, Taker]:
+    def _takers(self) -> tuple[Taker, ...]:
         """What does the same natively, where the arrays are large."""
         if self.images.nbytes < LARGE:
-            return left, left
+            return (left,) * len(self.columns)
         pixels = (self.scale, self.shift) if self.images.dtype == np.uint8 else ()
-        as_they_are = self.labels.dtype == np.int64 or self.labels.dtype.kind == "f"
-        return taker(self.images, *pixels), taker(self.labels) if as_they_are else left
+        others = [
+            taker(c) if c.dtype == np.int64 or c.dtype.kind == "f" else left
+            for c in self.columns[1:]
+        ]
+        return taker(self.images, *pixels), *others
 
-    def __getitem__(self, rows: Any) -> tuple[Array, Array]:
+    def __getitem__(self, rows: Any) -> tuple[Array, ...]:
         return self.batch(rows)
 
 
@@ -93,7 +127,9 @@ def _rows(value: Any, name: str) -> Array:
         raise DtypeError(
             f"the {name} of a data set are rows of numbers",
             f"{array.dtype} {list(array.shape)}",
-            "make numbers of them" if array.ndim else "an array (n, ...), a row for each",
+            "make numbers of them"
+            if array.ndim
+            else "an array (n, ...), a row for each; scale= and shift= are given by name",
         )
     return array
 
@@ -110,13 +146,17 @@ def digits(split: str = "train") -> ArrayDataset:
         check_split(split)
     ]
     source = "UCI Optical Recognition of Handwritten Digits, CC BY 4.0"
-    return ArrayDataset(images[part], labels[part], 16.0, 0.0, "digits", source)
+    return ArrayDataset(images[part], labels[part], scale=16.0, name="digits", source=source)
 
 
-def arrays(images: Any, labels: Any, scale: float = 1.0, shift: float = 0.0) -> ArrayDataset:
-    """Rows of `images` (n, ...), floats or u8, with `labels` (n, ...), integers or floats: arrays,
-    tensors, or lists, whose floats are f32. Raises ShapeError or DtypeError."""
-    return ArrayDataset(images, labels, scale, shift)
+def arrays(*columns: Any, scale: float = 1.0, shift: float = 0.0) -> ArrayDataset:
+    """Make a data set of rows of arrays, tensors, or lists, whose floats are f32.
+
+    The first are images or features (n, ...), floats, or u8 that become f32(pixel) / scale + shift.
+    Then come labels or targets (n, ...), and whatever else belongs to a row, integers or floats. A
+    batch is a tuple with the rows of each. Raises ShapeError or DtypeError.
+    """
+    return ArrayDataset(*columns, scale=scale, shift=shift)
 
 
 def check_split(split: str) -> str:

@@ -66,10 +66,9 @@ def mnist(
     return ArrayDataset(
         images.reshape(len(images), -1),
         labels.astype(np.int64),
-        255.0,
-        0.0,
-        "mnist" if known else where.resolve().name,
-        str(where),
+        scale=255.0,
+        name="mnist" if known else where.resolve().name,
+        source=str(where),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.errors import DiptychError, ShapeError
+from diptych.errors import DiptychError, DtypeError, ShapeError
 from diptych.generator import drawn_seed
 from diptych.ops.base import whole
 from diptych.philox import permutation
@@ -22,10 +22,11 @@ Array = np.ndarray[Any, Any]
 class DataLoader:
     """Iterates over batches; epoch e is in the order of permutation(n, seed, e).
 
-    `dataset` has a length and gives a row by its number, as a tuple of numbers and arrays, which
-    are stacked; or it has `batch(rows)`, as the data sets of diptych have. With `prefetch` above 0
-    that many batches are made ahead by a thread; by default 2 for data sets that give single rows,
-    and none for arrays in memory, where the hand-over would cost more than the batch.
+    `dataset` has a length and gives a row by its number: a number or array, a tuple of them, or a
+    dict of them by name. A batch is the same with the arrays stacked. Or it has `batch(rows)`, as
+    the data sets of diptych have. With `prefetch` above 0 that many batches are made ahead by a
+    thread; by default 2 for data sets that give single rows, and none for arrays in memory, where
+    the hand-over would cost more than the batch.
     """
 
     def __init__(
@@ -91,12 +92,20 @@ def batch(dataset: Any, rows: Array) -> Any:
         return dataset.batch(rows)
     items = [dataset[int(n)] for n in rows]
     if isinstance(items[0], tuple | list):
-        return tuple(_stacked([i[n] for i in items]) for n in range(len(items[0])))
+        _check_alike([len(i) if isinstance(i, tuple | list) else None for i in items], "length")
+        parts = [_stacked([i[n] for i in items]) for n in range(len(items[0]))]
+        named = hasattr(items[0], "_fields")  # a named tuple
+        return type(items[0])(*parts) if named else tuple(parts)
     return _stacked(items)
 
 
-def _stacked(values: Sequence[Any]) -> Array:
-    arrays = [np.asarray(value) for value in values]
+def _stacked(values: Sequence[Any]) -> Any:
+    """Stack numbers and arrays; dicts of them by their keys."""
+    if isinstance(values[0], Mapping):
+        _check_alike([sorted(map(str, v)) if isinstance(v, Mapping) else None for v in values],
+                     "set of keys")  # fmt: skip
+        return {key: _stacked([v[key] for v in values]) for key in values[0]}
+    arrays = [_array(value) for value in values]
     shapes = list(dict.fromkeys(a.shape for a in arrays))
     if len(shapes) > 1:
         raise ShapeError(
@@ -105,6 +114,33 @@ def _stacked(values: Sequence[Any]) -> Array:
             "pad them to one length, or take batch_size=1",
         )
     return np.stack(arrays)
+
+
+def _array(value: Any) -> Array:
+    """Return an array of numbers, or of text, from what stands in a row."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths in a list
+        array = np.array(None)
+    if array.dtype.hasobject:
+        raise DtypeError(
+            "a row of a data set is made of numbers and arrays, in a tuple or a dict",
+            f"{type(value).__name__}: {value!r:.40}",
+            "let __getitem__ give such rows, e.g. (image, label)",
+        )
+    return array
+
+
+def _check_alike(found: Sequence[Any], what: str) -> None:
+    """Raise unless all rows of a batch are built alike."""
+    for one in found:
+        if one != found[0]:
+            shown = ["a row of another kind" if f is None else f for f in (found[0], one)]
+            raise ShapeError(
+                f"the rows of a batch have one {what}",
+                f"{shown[0]} and {shown[1]}",
+                "let __getitem__ give rows that are built alike",
+            )
 
 
 class _Ahead:
