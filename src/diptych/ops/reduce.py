@@ -30,7 +30,7 @@ def ordered_sum(terms: Array) -> Array:
     if n == 0:
         return np.zeros(terms.shape[1:], terms.dtype)
     whole = n - n % BLOCK
-    blocks = terms[:whole].reshape(-1, BLOCK, *terms.shape[1:])
+    blocks = terms[:whole].reshape(whole // BLOCK, BLOCK, *terms.shape[1:])
     sums = [] if n == whole else [_chain(terms[whole:])]
     if whole:
         sums = [*_chain(blocks.swapaxes(0, 1)), *sums]
@@ -39,7 +39,7 @@ def ordered_sum(terms: Array) -> Array:
 
 def _chain(terms: Array) -> Array:
     """The sum along axis 0, left to right."""
-    total = terms[0].copy()
+    total: Array = terms[0].copy()
     for term in terms[1:]:
         total = total + term
     return total
