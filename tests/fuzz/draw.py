@@ -34,6 +34,8 @@ COST = {"exp": 30, "log": 40, "tanh": 40, "sigmoid": 40, "erf": 100, "sin": 160,
         "expm1": 40, "log1p": 40, "pow": 600, "softmax": 40, "log_softmax": 40, "gelu": 110,
         "silu": 45, "elu": 45, "softplus": 80, "cross_entropy": 40, "scatter_add": 20, "prod": 80,
         "binary_cross_entropy_with_logits": 100}  # fmt: skip
+# What a term costs it where terms are taken one by one.
+ONE_BY_ONE = {"max": 1000, "min": 1000, "argmax": 2000, "argmin": 2000, "prod": 200}
 
 SMOOTH = ("dp.exp({} * 0.1)", "dp.tanh({})", "dp.sigmoid({})", "F.relu({})", "F.relu({})",
           "-{}", "dp.abs({})", "dp.sqrt(dp.abs({}))", "dp.rsqrt({} * {} + 1.0)", "{} * {}",
@@ -98,6 +100,8 @@ class Recording:
             terms = math.prod(self.bound(d) for d in node.op.sizes(*inputs).values())
             return float(terms * per_element)
         size = max(map(self.elements, [node.type, *inputs]))
+        if node.op.name in ONE_BY_ONE:
+            size += ONE_BY_ONE[node.op.name] * size // max(self.elements(node.type), 1)
         if node.op.name == "linear":
             return float(self.elements(inputs[0]) * self.bound(inputs[1].shape[0]) * per_element)
         return float(size * max(COST.get(node.op.name, 1), per_element))
