@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from diptych.compiler import fma64
 from diptych.compiler.target import Target
 from diptych.compiler.text import FunctionText
 from diptych.dtypes import DType, bool_, f32, f64, i64
@@ -25,6 +26,23 @@ def literal(value: Any, dtype: DType) -> str:
     if dtype.is_float:
         return f"0x{struct.pack('>d', float(value)).hex().upper()}"
     return str(int(value))
+
+
+def rounded(op: str, x: k.Expr) -> k.Expr:
+    """floor, ceil or rint of x in operations that every target has.
+
+    Adding and taking away 2^(p-1), the first number whose neighbours are 1 apart, rounds to a whole
+    number, ties to even. The sign of x is the sign of the result, of zeros too.
+    """
+    whole = 2.0**23 if x.dtype == f32 else 2.0**52  # from here on every number is whole, or NaN
+    size = k.absolute(x)
+    sign = k.bits(x) & (-(2 ** (x.dtype.bits - 1)))
+    near = k.bits(k.bits((size + whole) - whole) | sign)
+    if op == "floor":
+        near = k.select(near > x, near - 1.0, near)
+    elif op == "ceil":
+        near = k.bits(k.bits(k.select(near < x, near + 1.0, near)) | sign)
+    return k.select(size < whole, near, x)
 
 
 class Scalars:
@@ -89,8 +107,11 @@ class Scalars:
             return self.text.value(f"f{op} {type} {args[0]}, {args[1]}")
         if op == "neg":
             return self.text.value(f"fneg {type} {args[0]}")
-        if op == "fma" and not self.target.has_fma and dtype == f32:
-            return self.emulated_fma(args, lanes)
+        if op == "fma" and not self.target.has_fma:
+            emulated = self.emulated_fma if dtype == f32 else self.emulated_fma64
+            return emulated(args, lanes)
+        if op in ("floor", "ceil", "rint") and not self.target.has_round:
+            return self.tree(rounded(op, k.var("x", dtype)), {"x": args[0]}, lanes)
         name = {"abs": "fabs"}.get(op, op)
         return self.call(name, dtype, lanes, args)
 
@@ -110,6 +131,20 @@ class Scalars:
         odd = k.select(inexact & even, moved, raw)
         result = k.cast(k.bits(odd), f32)
         return self.tree(result, dict(zip("abc", args, strict=True)), lanes)
+
+    def emulated_fma64(self, args: list[str], lanes: int) -> str:
+        """The exact fused multiply-add of f64, lane by lane, by a function of the module."""
+        self.declare.update([fma64.TEXT, *fma64.DECLARATIONS])
+        if lanes == 1:
+            given = ", ".join(f"double {a}" for a in args)
+            return self.text.value(f"call double @{fma64.NAME}({given})")
+        type = llvm_type(f64, lanes)
+        result = "poison"
+        for lane in range(lanes):
+            each = [self.text.value(f"extractelement {type} {a}, i64 {lane}") for a in args]
+            one = self.emulated_fma64(each, 1)
+            result = self.text.value(f"insertelement {type} {result}, double {one}, i64 {lane}")
+        return result
 
     def tree(self, root: k.Expr, values: dict[str, str], lanes: int) -> str:
         """A straight expression over named values."""

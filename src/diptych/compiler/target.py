@@ -21,16 +21,17 @@ class Target:
     registers: int
     has_fma: bool
     has_masks: bool
+    has_round: bool = True  # instructions for floor, ceil and rint
     fma_per_cycle: int = 2  # multiply-adds of whole registers
     loads_per_cycle: int = 2
     broadcast: float = 0.5  # loads that one element for all lanes counts as
 
 
 _LEVELS = {
-    "x86-64": (4, 16, False, False),
-    "x86-64-v2": (4, 16, False, False),
-    "x86-64-v3": (8, 16, True, False),
-    "x86-64-v4": (16, 32, True, True),
+    "x86-64": (4, 16, False, False, False),
+    "x86-64-v2": (4, 16, False, False, True),
+    "x86-64-v3": (8, 16, True, False, True),
+    "x86-64-v4": (16, 32, True, True, True),
 }
 
 _V3 = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
@@ -53,8 +54,7 @@ def describe(name: str, triple: str, host_cpu: str, host_features: dict[str, boo
                 f"{name} needs {', '.join(missing)}, which {host_cpu} lacks",
                 "use native",
             )
-        lanes, registers, fma, masks = _LEVELS[name]
-        return Target(name, triple, name, "", lanes, registers, fma, masks)
+        return Target(name, triple, name, "", *_LEVELS[name])
     if name == "aarch64":
         return Target(name, "aarch64-unknown-linux-gnu", "generic", "+neon", 4, 32, True, False)
     if name != "native":
@@ -71,4 +71,5 @@ def describe(name: str, triple: str, host_cpu: str, host_features: dict[str, boo
         return Target(*known, fma_per_cycle=2, loads_per_cycle=1, broadcast=1.0)
     if host_features.get("avx2") and host_features.get("fma"):
         return Target(name, triple, host_cpu, features, 8, 16, True, False)
-    return Target(name, triple, host_cpu, features, 4, 16, bool(host_features.get("fma")), False)
+    fma, rounds = (bool(host_features.get(feature)) for feature in ("fma", "sse4.1"))
+    return Target(name, triple, host_cpu, features, 4, 16, fma, False, rounds)

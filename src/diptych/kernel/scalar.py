@@ -120,10 +120,11 @@ def _fma64(a: Array, b: Array, c: Array) -> Array:
     th, tl = two_sum(c, e)
     vh, vl = two_sum(p, th)
     s, r = two_sum(tl, vl)
-    result = vh + _to_odd(s, r)
+    zero = (a == 0) | (b == 0)
+    result = np.where(zero, p + c, vh + _to_odd(s, r))  # the sums above lose the sign of -0
     magnitude = np.abs(p)
     plain = (magnitude < 1e290) & (np.abs(a) < 1e290) & (np.abs(b) < 1e290) & (np.abs(c) < 1e290)
-    plain &= (magnitude > 1e-240) | (a == 0) | (b == 0)
+    plain = zero | (plain & (magnitude > 1e-240))
     if plain.all():
         return result
     result = np.array(result)
@@ -144,7 +145,7 @@ def _fma_rational(a: float, b: float, c: float) -> float:
         )
     exact = Fraction(a) * Fraction(b) + Fraction(c)
     if exact == 0:
-        return a * b + c if (a == 0 or b == 0) else (c if c != 0 else 0.0)
+        return 0.0
     try:
         return float(exact)
     except OverflowError:
