@@ -20,14 +20,14 @@ MAIN = r"""
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-int64_t diptych_arena_bytes(void);
-int64_t diptych_call(const void *const *inputs, void *const *outputs, void *arena);
+int64_t digits_arena_bytes(void);
+int64_t digits_call(const void *const *inputs, void *const *outputs, void *arena);
 int main(void) {
     static float in[16 * 784], out[16 * 10];
     if (fread(in, 4, 16 * 784, stdin) != 16 * 784) return 2;
     const void *inputs[1] = {in};
     void *outputs[1] = {out};
-    int64_t code = diptych_call(inputs, outputs, malloc(diptych_arena_bytes()));
+    int64_t code = digits_call(inputs, outputs, malloc(digits_arena_bytes()));
     if (code) return 3;
     return fwrite(out, 4, 16 * 10, stdout) == 16 * 10 ? 0 : 4;
 }
