@@ -1,14 +1,41 @@
-"""The fused multiply-add of f64 where the processor has none: one LLVM function, in integers.
+"""The fused multiply-add of f64 where the processor has none.
 
-a * b is exact in 106 bits. It and c are put into 128 bits each, with their first bits at places 124
-or 125; the one of the lower exponent is moved down, what falls off is kept as a last bit of 1. The
-sum is then exact but for that bit, which lies far below the place of rounding: bits fall off where
-exponents differ by more than 20, and then the sum has its first bit at place 123 or above. The sum
-is moved to 63 bits in the same way and rounded once, to nearest even, to 53 bits or, of a subnormal
-result, to as many as there are.
+`SHORT` is exact where no exponent is extreme (`IS_SHORT`): a product and sums whose errors are
+kept, the last sum rounded to odd before it is added (Boldo and Melquiond, "Emulation of FMA and
+correctly rounded sums", 2008). It works on vectors.
+
+Everything else is one LLVM function in integers. a * b is exact in 106 bits. It and c are put into
+128 bits each, with their first bits at places 124 or 125; the one of the lower exponent is moved
+down, what falls off is kept as a last bit of 1. The sum is then exact but for that bit, which lies
+far below the place of rounding: bits fall off where exponents differ by more than 20, and then the
+sum has its first bit at place 123 or above. The sum is moved to 63 bits in the same way and rounded
+once, to nearest even, to 53 bits or, of a subnormal result, to as many as there are.
 """
 
+from __future__ import annotations
+
+from diptych.dtypes import f64
+from diptych.kernel import double
+from diptych.kernel import expr as k
+
 NAME = "diptych_fma64"
+SMALL, LARGE = 2.0**-800, 2.0**960  # between them products, their errors and sums are exact
+
+
+def _short() -> tuple[k.Expr, k.Expr]:
+    """a * b + c for the variables a, b, c, and whether it is exact."""
+    a, b, c = (k.var(name, f64) for name in "abc")
+    p, e = double.two_product(a, b)
+    high, low = double.two_sum(c, e)
+    top, rest = double.two_sum(p, high)
+    result = top + double.rounded_to_odd(*double.two_sum(low, rest))
+    exact = (k.absolute(p) > SMALL) & (k.absolute(p) < LARGE)  # p is not 0, whose sign would go
+    for x in (a, b, c):
+        exact = exact & (k.absolute(x) < LARGE)
+    return result, exact
+
+
+SHORT, IS_SHORT = _short()
 
 DECLARATIONS = (
     "declare i64 @llvm.ctlz.i64(i64, i1)",

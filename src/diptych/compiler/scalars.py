@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Any
 
 from diptych.compiler import fma64
@@ -43,6 +44,40 @@ def rounded(op: str, x: k.Expr) -> k.Expr:
     elif op == "ceil":
         near = k.bits(k.bits(k.select(near < x, near + 1.0, near)) | sign)
     return k.select(size < whole, near, x)
+
+
+@lru_cache(maxsize=8)
+def _fma64(target: Target, lanes: int) -> tuple[str, frozenset[str]]:
+    """The name of the function that is a fused multiply-add of f64, and what the module needs: in
+    floats where that is exact for all lanes, else in integers, lane by lane."""
+    text, declare = FunctionText(), {fma64.TEXT, *fma64.DECLARATIONS}
+    scalars, type = Scalars(text, target, declare), llvm_type(f64, lanes)
+    values = {name: f"%{name}" for name in "abc"}
+    flag = exact = scalars.tree(fma64.IS_SHORT, values, lanes)
+    if lanes > 1:
+        reduce = f"@llvm.vector.reduce.and.v{lanes}i1"
+        declare.add(f"declare i1 {reduce}(<{lanes} x i1>)")
+        flag = text.value(f"call i1 {reduce}(<{lanes} x i1> {exact})")
+    text.do(f"br i1 {flag}, label %short, label %long")
+    text.label("short")
+    with text.scope():
+        text.do(f"ret {type} {scalars.tree(fma64.SHORT, values, lanes)}")
+    text.label("long")
+    result = "poison"
+    for lane in range(lanes):
+        each = [
+            f"%{name}" if lanes == 1 else text.value(f"extractelement {type} %{name}, i64 {lane}")
+            for name in "abc"
+        ]
+        given = ", ".join(f"double {x}" for x in each)
+        one = text.value(f"call double @{fma64.NAME}({given})")
+        if lanes > 1:
+            one = text.value(f"insertelement {type} {result}, double {one}, i64 {lane}")
+        result = one
+    text.do(f"ret {type} {result}")
+    name = f"{fma64.NAME}_{lanes}"
+    head = f"define internal {type} @{name}({type} %a, {type} %b, {type} %c) {{"
+    return name, frozenset([*declare, "\n".join([head, *text.lines, "}", ""])])
 
 
 class Scalars:
@@ -133,18 +168,12 @@ class Scalars:
         return self.tree(result, dict(zip("abc", args, strict=True)), lanes)
 
     def emulated_fma64(self, args: list[str], lanes: int) -> str:
-        """The exact fused multiply-add of f64, lane by lane, by a function of the module."""
-        self.declare.update([fma64.TEXT, *fma64.DECLARATIONS])
-        if lanes == 1:
-            given = ", ".join(f"double {a}" for a in args)
-            return self.text.value(f"call double @{fma64.NAME}({given})")
+        """The exact fused multiply-add of f64, by a function of the module."""
+        function, needed = _fma64(self.target, lanes)
+        self.declare.update(needed)
         type = llvm_type(f64, lanes)
-        result = "poison"
-        for lane in range(lanes):
-            each = [self.text.value(f"extractelement {type} {a}, i64 {lane}") for a in args]
-            one = self.emulated_fma64(each, 1)
-            result = self.text.value(f"insertelement {type} {result}, double {one}, i64 {lane}")
-        return result
+        given = ", ".join(f"{type} {a}" for a in args)
+        return self.text.value(f"call {type} @{function}({given})")
 
     def tree(self, root: k.Expr, values: dict[str, str], lanes: int) -> str:
         """A straight expression over named values."""
