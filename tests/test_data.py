@@ -165,6 +165,16 @@ def test_any_number_of_arrays(many):
     assert alone.shape == (4, 128)
     with pytest.raises(ShapeError, match="second array"):
         _ = data.arrays(x).classes
+    for settings in ({"scale": 0}, {"scale": np.nan}, {"shift": np.inf}):
+        with pytest.raises(DiptychError, match="pixel / scale"):
+            data.arrays(x, y, **settings)
+    with pytest.raises(DiptychError, match="fit into i64"):
+        data.arrays(x[:1], np.array([2**63], np.uint64))
+    for labels in (y[:0], np.array([np.nan])):
+        with pytest.raises(ShapeError, match="greatest label"):
+            _ = data.arrays(x[: len(labels)], labels).classes
+    with pytest.raises(ShapeError, match="seed"):
+        data.DataLoader(made, 4, shuffle=True, seed=1.5)
     for bad in ((), (x, y, w[1:])):
         with pytest.raises(ShapeError, match=r"\(test_data\.py"):
             data.arrays(*bad)
@@ -209,7 +219,7 @@ def test_rows_that_are_dicts_and_named_tuples(prefetch):
         ([((1, {"x": 2}), 3)] * 2, DtypeError),
     ]  # fmt: skip
     for given, kind in bad:
-        with pytest.raises(kind) as caught:
+        with pytest.raises(kind, match=r"\(test_data\.py") as caught:
             load(given)
         assert len(str(caught.value).splitlines()) == 3
 

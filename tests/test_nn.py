@@ -79,6 +79,7 @@ def test_a_state_dict_loads_whole_or_not_at_all():
     for bad, error in [
         ({**state, "extra": X}, ShapeError), ({"hidden.weight": X}, ShapeError),
         ({**state, "scale": np.ones(2, np.float32)}, ShapeError),
+        ({**state, "scale": [[1.0], [2.0, 3.0]]}, ShapeError),
         ({**{k: v + 1 for k, v in state.items()}, "scale": np.ones((), np.float64)}, DtypeError),
     ]:  # fmt: skip
         with pytest.raises(error):

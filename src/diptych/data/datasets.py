@@ -51,6 +51,12 @@ class ArrayDataset:
                 f"rows: {', '.join(str(len(c)) for c in made) or 'no arrays'}",
                 "data.arrays(images, labels)" if not made else "check the arrays",
             )
+        if not (np.isfinite(scale) and np.isfinite(shift) and scale):
+            raise ValueRangeError(
+                "bytes become f32 as pixel / scale + shift",
+                f"scale={scale}, shift={shift}",
+                "e.g. scale=255.0",
+            )
         settings = {"scale": scale, "shift": shift, "name": name, "source": source}
         for field, value in {"columns": made, **settings}.items():
             object.__setattr__(self, field, value)
@@ -78,7 +84,14 @@ class ArrayDataset:
 
     @property
     def classes(self) -> int:
-        return int(self.labels.max()) + 1
+        most = self.labels.max() if self.labels.size else np.nan
+        if not np.isfinite(most):
+            raise ShapeError(
+                "classes are counted by the greatest label",
+                f"{most} among {len(self)} labels",
+                "integer labels, one or more",
+            )
+        return int(most) + 1
 
     def arrays(self) -> tuple[Array, ...]:
         """The arrays as they lie in memory, the images unconverted."""
@@ -130,6 +143,10 @@ def _rows(value: Any, name: str) -> Array:
             "make numbers of them"
             if array.ndim
             else "an array (n, ...), a row for each; scale= and shift= are given by name",
+        )
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueRangeError(
+            f"the {name} of a data set fit into i64", f"{array.max()}", "number them from 0"
         )
     return array
 

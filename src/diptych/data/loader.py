@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.errors import DiptychError, DtypeError, ShapeError
+from diptych.errors import DiptychError, DtypeError, ShapeError, is_own
 from diptych.generator import drawn_seed
 from diptych.ops.base import whole
 from diptych.philox import permutation
@@ -53,6 +53,8 @@ class DataLoader:
             )
         if prefetch is not None:
             prefetch = whole(prefetch, "the number of batches made ahead", 0)
+        if seed is not None:
+            seed = whole(seed, "the seed of an order")
         self.dataset, self.batch_size = dataset, batch_size
         self.shuffle, self.drop_last = shuffle, drop_last
         self.seed = drawn_seed("the order of the data") if shuffle and seed is None else seed or 0
@@ -168,8 +170,18 @@ class _Ahead:
         if problem is not None:
             self._left = 0
             self._end()
-            raise problem
+            raise _placed(problem)
         return made
+
+
+def _placed(problem: BaseException) -> BaseException:
+    """Return an error of the other thread, with the line of the loop where it has no other."""
+    trace = problem.__traceback__
+    while trace is not None and is_own(trace.tb_frame):
+        trace = trace.tb_next
+    if trace is not None or not isinstance(problem, DiptychError):
+        return problem
+    return type(problem)(problem.rule, problem.facts, problem.cure)
 
 
 def _work(

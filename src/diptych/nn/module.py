@@ -11,8 +11,9 @@ import numpy as np
 from diptych.elsewhere import OfModule
 from diptych.errors import DiptychError, DtypeError, ShapeError
 from diptych.graph.record import LOCAL, author_line
+from diptych.ops.base import host_array
 from diptych.states import need_mapping
-from diptych.tensor import Parameter, Tensor
+from diptych.tensor import Parameter
 
 Array = np.ndarray[Any, Any]
 NAMED = (list, tuple, dict)  # containers whose places are names
@@ -146,9 +147,7 @@ class Module(OfModule):
                 f"missing {sorted(set(own) - set(state))}, unknown {sorted(set(state) - set(own))}",
                 "check that the model is built the same way",
             )
-        arrays = {
-            n: np.asarray(v.numpy() if isinstance(v, Tensor) else v) for n, v in state.items()
-        }
+        arrays = {n: _values(v) for n, v in state.items()}
         for name, parameter in own.items():
             if arrays[name].shape != parameter.shape:
                 raise ShapeError(
@@ -184,3 +183,8 @@ class Module(OfModule):
         if not lines:
             return f"{type(self).__name__}({self.describe()})"
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+
+
+def _values(value: Any) -> Array:
+    """Return what a state_dict has under a name as an array."""
+    return value if isinstance(value, np.ndarray) else host_array(value)

@@ -42,7 +42,7 @@ def _chain(terms: Array) -> Array:
     total: Array = terms[0].copy()
     for term in terms[1:]:
         total = total + term
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 @dataclass(frozen=True)
