@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 from outside_arrays import ARRAYS
 from outside_elements import ELEMENTS
-from outside_rules import (
-    OWN_RULES,
-    PENDING_MEANING,
-    PENDING_MEANING_REFUSED,
-    REFUSED,
-)
+from outside_rules import OWN_RULES, REFUSED
 
 import diptych as dp
 from diptych.ops.base import plain_array
@@ -28,7 +23,6 @@ def chunks(table, size=TOGETHER):
 
 
 PARTS = [part for table in (ELEMENTS, ARRAYS, OWN_RULES) for part in chunks(table)]
-PARTS += chunks(PENDING_MEANING, 1)
 PLACE = {case.name: (part, n) for part in PARTS for n, case in enumerate(part)}
 CASES = [case for part in PARTS for case in part]
 
@@ -127,7 +121,7 @@ def test_facts_from_outside(case):
         assert [bits(a) for a in other] == [bits(a) for a in runs[0]]
 
 
-@pytest.mark.parametrize("case", REFUSED + PENDING_MEANING_REFUSED, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", REFUSED, ids=lambda c: c.name)
 @pytest.mark.parametrize(("panel", "device"), RUNS)
 def test_what_is_refused(case, panel, device):
     dp.use_device(device)
@@ -140,5 +134,5 @@ def test_what_is_refused(case, panel, device):
 
 
 def test_every_line_has_a_name_of_its_own():
-    names = [c.name for c in CASES + REFUSED + PENDING_MEANING_REFUSED]
+    names = [c.name for c in CASES + REFUSED]
     assert len(names) == len(set(names))

@@ -249,12 +249,10 @@ class _Verifier:
     def _load(self, e: k.Expr, args: list[Number]) -> Number:
         """An element; a position that is not known stands for one inside its axis."""
         shape = tuple([self.size(d) for d in e.attr.type.shape])
-        place = tuple(
-            [
-                a.key % d if isinstance(a, Datum) else int(a)
-                for a, d in zip(args, shape, strict=True)
-            ]
-        )
+        if any(d == 0 and isinstance(a, Datum) for a, d in zip(args, shape, strict=True)):
+            return Datum(0)  # which never happens: a check of the position comes first
+        known = zip(args, shape, strict=True)
+        place = tuple([a.key % d if isinstance(a, Datum) else int(a) for a, d in known])
         if not all(0 <= n < d for n, d in zip(place, shape, strict=True)):
             raise InternalError(f"element {place} is outside {e.attr}")
         return (

@@ -281,6 +281,8 @@ class Place(Operator):
         parts = list(zip(self.starts, self.steps, x.type.shape, strict=True))
 
         def at(*i: Expr) -> Expr:
+            if 0 in x.type.shape:  # which has no element to read
+                return k.const(0, x.type.dtype)
             inside: Expr = k.const(True, bool_)
             indices = []
             for n, (start, step, size) in zip(i, parts, strict=True):
