@@ -633,6 +633,7 @@ class Draw:
         for step in steps:
             any(step(self) for _ in range(4))  # until one succeeds
         if not self.lines:
+            self.budget = math.inf
             self.add("x0 * 2.0")
         after = self.gradients(self.losses())
         used = set(NAME.findall(" ".join(line.partition(" = ")[2] for line in self.lines)))
