@@ -85,18 +85,19 @@ class Contract(Operator):
             x = np.broadcast_to(x, [*over, *x.shape[len(over) :]])  # type: ignore[list-item]
             return x.reshape(math.prod(over), *x.shape[len(over) :])
 
-        terms_a, terms_b = listed(a, self.left), listed(b, self.right)
-        out_shape = tuple(sizes[c] for c in self.out)
+        terms = [listed(a, self.left), listed(b, self.right)]
+        shape = tuple(sizes[c] for c in self.out)
+        n = terms[0].shape[0]
+        whole = n - n % BLOCK
         sums = []
+        if whole:  # the chains of whole blocks side by side
+            size = (whole // BLOCK, BLOCK)
+            blocks = [t[:whole].reshape(*size, *t.shape[1:]).swapaxes(0, 1) for t in terms]
+            sums += [*_chain(blocks, (size[0], *shape))]
+        if n > whole:
+            sums.append(_chain([t[whole:] for t in terms], shape))
         with np.errstate(all="ignore"):
-            for start in range(0, terms_a.shape[0], BLOCK):
-                chain = np.zeros(out_shape, a.dtype)  # type: ignore[type-var]
-                for n in range(start, min(start + BLOCK, terms_a.shape[0])):
-                    chain = scalar_ops.fma(terms_a[n], terms_b[n], chain)
-                sums.append(chain)
-            if not sums:
-                return np.zeros(out_shape, a.dtype)
-            return ordered_sum(np.stack(sums))
+            return ordered_sum(np.stack(sums)) if sums else np.zeros(shape, a.dtype)
 
     def grad(self, g: Node, node: Node) -> Sequence[Node | None]:
         """Each side's cotangent is a contraction of g with the other side."""
@@ -130,6 +131,15 @@ class Contract(Operator):
             return k.fold("contract", list(loops.values()), left, right)
 
         return at
+
+
+def _chain(terms: Sequence[Array], shape: Sequence[Any]) -> Array:
+    """Multiply-adds of the terms of both sides along axis 0, from +0 on."""
+    total: Array = np.zeros(shape, terms[0].dtype)
+    with np.errstate(all="ignore"):
+        for a, b in zip(*terms, strict=True):
+            total = scalar_ops.fma(a, b, total)
+    return total
 
 
 def _spread(x: Handle, letters: str, every: str, t: TensorType) -> Handle:
