@@ -1,4 +1,4 @@
-"""The network's forward pass as a library for aarch64, run under qemu-user: the bits of this CPU.
+"""A network with a gate as a library for aarch64, run under qemu-user: the bits of this CPU.
 
 python scripts/check_aarch64.py     (needs qemu-user and gcc-aarch64-linux-gnu)
 """
@@ -23,13 +23,13 @@ MAIN = r"""
 int64_t digits_arena_bytes(void);
 int64_t digits_call(const void *const *inputs, void *const *outputs, void *arena);
 int main(void) {
-    static float in[16 * 784], out[16 * 10];
-    if (fread(in, 4, 16 * 784, stdin) != 16 * 784) return 2;
+    static float in[128 * 784], out[128 * 10];
+    if (fread(in, 4, 128 * 784, stdin) != 128 * 784) return 2;
     const void *inputs[1] = {in};
     void *outputs[1] = {out};
     int64_t code = digits_call(inputs, outputs, malloc(digits_arena_bytes()));
     if (code) return 3;
-    return fwrite(out, 4, 16 * 10, stdout) == 16 * 10 ? 0 : 4;
+    return fwrite(out, 4, 128 * 10, stdout) == 128 * 10 ? 0 : 4;
 }
 """
 
@@ -40,19 +40,18 @@ def main():
         print("needs aarch64-linux-gnu-gcc and qemu-aarch64 on the PATH")
         return 2
     dp.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)
-    )
+    first, gate, last = nn.Linear(784, 100), nn.Linear(784, 100), nn.Linear(100, 10)
     with dp.Program() as program:
         pixels = dp.placeholder("pixels", [None, 784])
-        probabilities = F.softmax(model(pixels))
-    images = np.random.default_rng(0).random((16, 784), np.float32)
+        hidden = F.relu(first(pixels)) * dp.sigmoid(gate(pixels))  # two products in one expression
+        probabilities = F.softmax(last(hidden))
+    images = np.random.default_rng(0).random((128, 784), np.float32)
     (here,) = program.run({"pixels": images}, [probabilities])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         library = folder / "libdigits.so"
         dp.export_library(
-            program, library, ["pixels"], [probabilities], sizes={"N": 16}, target="aarch64"
+            program, library, ["pixels"], [probabilities], sizes={"N": 128}, target="aarch64"
         )
         (folder / "main.c").write_text(MAIN)
         subprocess.run(

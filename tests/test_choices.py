@@ -21,6 +21,7 @@ MACHINES = [
     SLOW,
     {**FAST, "lanes": 8, "has_masks": False},
     {**SLOW, "lanes": 4, "has_masks": False, "registers": 16},
+    {**FAST, "lanes": 4, "has_masks": False, "registers": 32, "loads_per_cycle": 2},
 ]
 
 # Name, sizes of the arrays, and a function of them: a graph with sides in panels.
@@ -94,7 +95,7 @@ def is_reference(graph, given):
         assert found.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("facts", MACHINES, ids=["fast", "slow", "avx2", "sse"])
+@pytest.mark.parametrize("facts", MACHINES, ids=["fast", "slow", "avx2", "sse", "neon"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_graph_gives_the_bits_of_the_reference(monkeypatch, facts, name):
     target = machine(facts)
