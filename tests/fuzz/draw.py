@@ -280,9 +280,7 @@ class Draw:
         if kind == "linear":
             return self.linear(x, out)
         if kind == "right":
-            y = self.recent([n for n in self.floats(2) if n != x and self.shape(n)[-2] == k])
-            y = y if y and self.chance(0.5) else self.leaf("parameter", k, out)
-            return self.add(f"dp.matmul({x}, {y})") if y else ""
+            return self.times(x, out)
         if kind == "turned":
             there = self.recent([n for n in self.floats(2, 2) if self.shape(n)[1] == k])
             return self.add(f"dp.matmul({x}, {there}.T)") if there else ""
@@ -303,6 +301,15 @@ class Draw:
             return ""
         bias = self.leaf("parameter", self.shape(w)[0]) if self.chance(0.4) else ""
         return self.add(f"F.linear({x}, {w}{', ' if bias else ''}{bias})")
+
+    def times(self, x: str, out: int) -> str:
+        """x @ y, y as it lies."""
+        k = self.shape(x)[-1]
+        there = [n for n in self.floats(2) if n != x and self.shape(n)[-2] == k]
+        y = self.recent([n for n in there if self.shape(n)[-1] == out] or there)
+        if not y or self.chance(0.5):
+            y = self.leaf(self.pick(["parameter", "normal"]), k, out)
+        return self.add(f"dp.matmul({x}, {y})") if y else ""
 
     def contraction(self, x: str) -> str:
         """Letters at random: shared or not, kept or summed over, in any order."""
@@ -348,8 +355,8 @@ class Draw:
         for _ in range(int(self.pick([2, 2, 3]))):
             own = x if self.chance(0.6) else self.like(x)
             own = own if own[0] in "xwv" and self.shape(own) == self.shape(x) else x
-            v = self.linear(own, out)
-            if v and self.chance(0.5):
+            v = self.linear(own, out) if self.chance(0.5) else self.times(own, out)
+            if v and self.chance(0.3):
                 v = self.add(f"{v} * {self.like(v)}" if self.chance(0.6) else f"dp.sigmoid({v})")
             made.append(v)
         if not all(made):
