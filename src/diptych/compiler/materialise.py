@@ -58,15 +58,19 @@ def only_ones_move(node: Node) -> bool:
     return have == [d for d in node.type.shape if d != 1]
 
 
+def _moves_ones(node: Node) -> bool:
+    return kind(node).reshape and only_ones_move(node)
+
+
+def _is_view(node: Node) -> bool:
+    """Whether loads of what a node is given, at other indices, are loads of the node."""
+    return kind(node).view or _moves_ones(node)
+
+
 def _keeps_axes(node: Node) -> bool:
     """Whether a node of the size of what it is given has the same axes, in some order, beside axes
     of size 1."""
-    own = kind(node)
-    return own.elementwise or isinstance(node.op, Transpose) or _moves_ones(node)
-
-
-def _moves_ones(node: Node) -> bool:
-    return kind(node).reshape and only_ones_move(node)
+    return kind(node).elementwise or isinstance(node.op, Transpose) or _moves_ones(node)
 
 
 class Materialise:
@@ -82,6 +86,7 @@ class Materialise:
         self.repeated: set[Node] = set()  # inlined where one element is computed many times
         self.feeds_fold: set[Node] = set()
         self.feeds_few: set[Node] = set()  # a fold with too few results for a vector
+        self.sides: set[Node] = set()  # views that contractions read, one over the other
         self.folds: dict[Node, Node] = {}  # of a chosen node the fold computed in its loops
         self.hints = hints
         for node in reversed(self.nodes):
@@ -109,6 +114,8 @@ class Materialise:
         ):
             chosen.add(node)
             return
+        if _is_view(node) and any(KINDS[type(u.op)].contract or u in self.sides for u in users):
+            self.sides.add(node)
         if repeated:
             self.repeated.add(node)
         if feeds:
@@ -143,10 +150,8 @@ class Materialise:
         its = kind(user)
         if its.reshape and not only_ones_move(user):
             return True
-        if its.contract:
-            own = kind(node)
-            view = own.view or (own.reshape and only_ones_move(node))
-            return not view and not self._read_by_rows(node)
+        if its.contract or user in self.sides:
+            return not _is_view(node) and not self._read_by_rows(node)
         if not its.gather:
             return False
         return user.inputs[0] is node or (user not in self.chosen and self._read_by_rows(user))
