@@ -93,6 +93,8 @@ def test_a_process_that_crashes_or_hangs_is_a_finding(child):
     assert found("v0 = x0 + 1.0") == ""
     assert found("v0 = undefined") == "NameError on cpu: name 'undefined' is not defined"
     assert found("v0 = dp.reshape(x0, (3,))") == ""  # refused by both
+    ours = "v0 = (_ for _ in ()).throw(__import__('diptych.errors').errors.InternalError('ours'))"
+    assert found(ours).startswith("InternalError")
 
 
 def test_a_difference_names_the_result_and_the_place():

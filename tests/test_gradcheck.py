@@ -109,3 +109,7 @@ def test_what_cannot_be_checked_is_an_error(call, error):
     with pytest.raises(error) as caught:
         call()
     check(caught)
+
+
+def test_one_argument_needs_no_list():
+    dp.gradcheck(lambda x: dp.tanh(x).sum(), np.ones(3) / 3)

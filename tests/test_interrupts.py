@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import linecache
+import signal
 import sys
 from pathlib import Path
 
@@ -108,11 +109,13 @@ def test_where_a_loop_jumps_back():
     interrupt = ctypes.pythonapi.PyErr_SetInterrupt  # of C: Python comes to look after it
     interrupt.restype, changed = None, structure.changed
     structure.changed = itertools.filterfalse(interrupt, changed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
             trainer.step()
     finally:
         structure.changed = changed
+        signal.signal(signal.SIGINT, before)
     assert trainer.bits() == states[0]
     trainer.optimizer.zero_grad()
     trainer.step()

@@ -140,3 +140,21 @@ def test_a_function_that_would_lose_a_gradient_is_an_error(call):
 def test_a_tensor_is_nowhere_to_write_to():
     with pytest.raises(GraphError, match="does not change"):
         np.exp(X, out=dp.tensor(X))
+
+
+LISTS = {
+    "a tensor of a list": lambda w: dp.tensor([w[0], w[1]]) * w,
+    "nested": lambda w: dp.tensor([[1.0, w[0]], (2.0, w[1])]) * w,
+    "an operand": lambda w: w * [w[0], w[1]],
+}
+
+
+@pytest.mark.parametrize("call", LISTS.values(), ids=list(LISTS))
+def test_a_list_of_values_with_gradients_is_an_error(call):
+    w = dp.tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(GraphError, match="no gradient") as caught:
+        call(w)
+    assert "dp.stack" in str(caught.value) and "test_numpy_functions.py" in str(caught.value)
+    assert call(w.detach()).numpy().tolist() in ([1, 4], [[1, 2], [2, 4]])
+    (dp.stack([w[0], w[1]]) * w).sum().backward()
+    assert w.grad.numpy().tolist() == [2, 4]

@@ -6,11 +6,13 @@ import pytest
 from test_choices import GRAPHS, made
 
 import diptych as dp
+from diptych.compiler import pipeline
 from diptych.compiler.fuse import fuse
 from diptych.compiler.kernels import Kernel
+from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
 from diptych.compiler.target import Target
-from diptych.compiler.verify import verify
+from diptych.compiler.verify import verify, verify_memory
 from diptych.errors import InternalError
 from diptych.graph.node import Graph
 from diptych.kernel import expr as k
@@ -96,6 +98,37 @@ def test_kernels_in_a_wrong_order_are_found():
     fusion.kernels.reverse()
     with pytest.raises(InternalError, match="read before it is written"):
         verify(fusion)
+
+
+def planned(name):
+    made_of = made(name)[0]
+    groups = []
+    monkey = pytest.MonkeyPatch()
+    monkey.setenv("DIPTYCH_VERIFY", "1")
+    monkey.setattr(pipeline, "verify_memory", lambda *given: groups.append(given))
+    pipeline.compile_graph(made_of, {}, {}, TARGET)
+    monkey.undo()
+    return groups[0]
+
+
+def test_temporaries_that_share_bytes_are_found():
+    groups, offsets, hints = planned("three products in one expression")
+    verify_memory(groups, offsets, hints)
+    for kernels in groups:
+        for kernel in kernels:
+            kernel.out.root.offset = 0
+    with pytest.raises(InternalError, match="share byte 0"):
+        verify_memory(groups, offsets, hints)
+
+
+def test_an_old_value_that_is_read_too_late_is_found():
+    graph = graph_of(lambda w, x: [w - x, w * x], (5, 7), (5, 7))
+    fusion = fuse(simplify(graph), {}, {0: 0}, TARGET)
+    kernels = schedule(fusion)
+    assert kernels[-1].out.kind == "input"
+    verify_memory([[kernel] for kernel in kernels], [], {})
+    with pytest.raises(InternalError, match="slot 0 is read after"):
+        verify_memory([[kernel] for kernel in kernels[::-1]], [], {})
 
 
 def test_the_setting_turns_it_on(monkeypatch):

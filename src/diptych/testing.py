@@ -21,7 +21,7 @@ TOLERANCE = 2e-5
 
 def gradcheck(
     function: Callable[..., Any],
-    inputs: Sequence[Any],
+    inputs: Any,
     *,
     order: int = 2,
     directions: int = 1,
@@ -31,10 +31,10 @@ def gradcheck(
 ) -> None:
     """Compare the gradients of a function, to second order, with central differences in f64.
 
-    `inputs` are the function's arguments: arrays, tensors or numbers. Floats are taken as f64 and
-    varied together, all others are handed on; weights of a model are inputs as well, for its own
-    are f32. The result is a tensor, or several. With fixed
-    normal weights w and u, and a normal direction v, both with one number for each element,
+    `inputs` are the function's arguments, or its only one: arrays, tensors or numbers. Floats are
+    taken as f64 and varied together; all others are handed on. Weights of a model are inputs as
+    well, for its own are f32. The result is a tensor, or several. With fixed normal weights w and
+    u, and a normal direction v, each with one number for each element,
 
         s(x) = sum(w * function(x))       first order:   sum(grad s(x) * v)
         t(x) = sum(grad s(x) * u)         second order:  sum(grad t(x) * v)
@@ -51,6 +51,7 @@ def gradcheck(
             f"order={order}, directions={directions}",
             "leave them out",
         )
+    inputs = inputs if isinstance(inputs, list | tuple) else (inputs,)
     check = Check(function, inputs, step, tolerance, seed)
     for n in range(directions):
         check.along(n, "first", check.weighted)

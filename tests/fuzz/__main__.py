@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from diptych.runtime.code import host_target
@@ -132,15 +133,17 @@ def main() -> int:
         return bool(problem)
     hunt = Hunt(options)
     print(f"seed {hunt.seed}", flush=True)
-    workers = [threading.Thread(target=hunt.work_on) for _ in range(options.jobs)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        while worker.is_alive():
-            worker.join(60)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(hunt.work_on) for _ in range(options.jobs)}
+        while running:
+            done, running = wait(running, 60, FIRST_COMPLETED)
+            for worker in done:
+                if worker.exception():
+                    options.minutes = 0.0  # ends the others
+                worker.result()
             print(hunt.line(), flush=True)
     print(hunt.summary())
-    return bool(hunt.found)
+    return bool(hunt.found) or not hunt.cases
 
 
 if __name__ == "__main__":

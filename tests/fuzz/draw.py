@@ -10,7 +10,7 @@ import numpy as np
 
 import diptych as dp
 from diptych.dtypes import Dim, TensorType, bind
-from diptych.errors import DeviceError, DiptychError, GraphError
+from diptych.errors import DeviceError, DiptychError, GraphError, InternalError
 from diptych.graph.node import Node
 from diptych.ops.contract import Contract
 from diptych.runtime.code import host_target
@@ -177,6 +177,8 @@ class Draw:
         name = f"v{len(self.lines)}"
         try:
             self.recording.add(f"{name} = {expression}")
+        except InternalError:
+            raise
         except DiptychError:
             return ""
         value = self.recording.values[name]

@@ -18,7 +18,7 @@ from diptych.compiler.kernels import (
     innermost_strides,
     row_major,
 )
-from diptych.compiler.materialise import Materialise, kind, only_ones_move
+from diptych.compiler.materialise import Materialise, is_alias, kind, only_ones_move
 from diptych.compiler.simplify import is_scalar_constant
 from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.compiler.target import LINE, Target
@@ -114,8 +114,7 @@ class Fusion:
                 order = self.buffers[id(self.graph.inputs[self.donated[n]])].strides
             buffer = Buffer(node.type, order, "output", slot)
             self.output_buffers.append(buffer)
-            alias = kind(node).reshape and not only_ones_move(node)
-            if kind(node).leaf or alias or id(node) in self.buffers:
+            if kind(node).leaf or is_alias(node) or id(node) in self.buffers:
                 self.copies.append((node, buffer))
             else:
                 self.buffers[id(node)] = buffer
@@ -133,7 +132,7 @@ class Fusion:
         if own.checks:
             for position in node.op.positions(*[i.type for i in node.inputs]):
                 self._check_kernel(node, *position)
-        if own.reshape and not only_ones_move(node):
+        if is_alias(node):
             self._alias(node)
             return
         if own.contract:

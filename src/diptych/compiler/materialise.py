@@ -73,6 +73,11 @@ def _keeps_axes(node: Node) -> bool:
     return kind(node).elementwise or isinstance(node.op, Transpose) or _moves_ones(node)
 
 
+def is_alias(node: Node) -> bool:
+    """Whether a node is the memory of what it is given, under another shape."""
+    return kind(node).reshape and not only_ones_move(node)
+
+
 class Materialise:
     """Which nodes get memory of their own."""
 
@@ -148,7 +153,7 @@ class Materialise:
 
     def _needs_memory(self, user: Node, node: Node) -> bool:
         its = kind(user)
-        if its.reshape and not only_ones_move(user):
+        if is_alias(user):
             return True
         if its.contract or user in self.sides:
             return not _is_view(node) and not self._read_by_rows(node)

@@ -15,10 +15,10 @@ from diptych.compiler.kernels import Kernel
 from diptych.compiler.memory import Life, place, plan_memory
 from diptych.compiler.schedule import schedule
 from diptych.compiler.simplify import simplify
-from diptych.compiler.sizes import NO_HINTS, SizeTable
+from diptych.compiler.sizes import NO_HINTS, SizeTable, typical_sizes
 from diptych.compiler.split import split_long
 from diptych.compiler.target import Target
-from diptych.compiler.verify import verify
+from diptych.compiler.verify import verify, verify_memory
 from diptych.dtypes import Shape, symbols
 from diptych.graph.node import Graph
 
@@ -72,7 +72,7 @@ def compile_graph(
     target: Target,
     hints: Mapping[str, int] = NO_HINTS,
 ) -> Compiled:
-    """simplify -> fuse (-> verify) -> schedule -> plan memory -> module."""
+    """simplify -> fuse (-> verify) -> schedule -> plan memory (-> verify_memory) -> module."""
     simple = split_long(simplify(graph))
     fusion = fuse(simple, strides, donated, target, hints)
     if config.verify():
@@ -93,7 +93,10 @@ def compile_graph(
     names = {s for shape in {node.type.shape for node in simple.nodes} for s in symbols(shape)}
     table = SizeTable(tuple(sorted(names)), hints)
     module = Module(kernels, target, check_slot + 1, table)
-    temporaries, arena = plan_memory([g.kernels for g in module.groups], bool(names))
+    groups = [group.kernels for group in module.groups]
+    temporaries, arena = plan_memory(groups, bool(names))
+    if config.verify():
+        verify_memory(groups, place(temporaries, typical_sizes(names, hints))[0], hints)
     return Compiled(
         simple,
         module,
@@ -102,6 +105,6 @@ def compile_graph(
         temporaries,
         tuple(np.ascontiguousarray(n.op.array(n.type)) for n in fusion.constants),  # type: ignore[attr-defined]
         tuple(fusion.checks),
-        tuple([kernel for group in module.groups for kernel in group.kernels]),
+        tuple([kernel for kernels in groups for kernel in kernels]),
         tuple(donated),
     )

@@ -19,7 +19,12 @@ def typical(dim: Dimension, hints: Mapping[str, int] = NO_HINTS) -> int:
     symbols had when the code was written."""
     if isinstance(dim, int):
         return dim
-    return bind(dim, {name: hints.get(name, TYPICAL) for name in symbols_of([dim])})
+    return bind(dim, typical_sizes(symbols_of([dim]), hints))
+
+
+def typical_sizes(names: Iterable[str], hints: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of symbols to choose by."""
+    return {name: hints.get(name, TYPICAL) for name in names}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from diptych.compiler.fuse import Fusion
 from diptych.compiler.kernels import Buffer, Kernel
-from diptych.compiler.materialise import kind, only_ones_move
+from diptych.compiler.materialise import is_alias, kind
 from diptych.compiler.simplify import is_scalar_constant
 from diptych.compiler.sizes import typical
 from diptych.dtypes import Dimension, Shape, i64
@@ -48,6 +48,35 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 }
 
 
+def verify_memory(
+    groups: Sequence[Sequence[Kernel]], offsets: Sequence[int], hints: Mapping[str, int]
+) -> None:
+    """Raise InternalError where temporaries share bytes while both are in use, or where an old
+    value is read after a new one is written over it. `offsets` are the places of temporaries whose
+    sizes are symbols. Kernels of one group run row by row, which `chains` answers for."""
+    lives: dict[int, tuple[int, int, int, int]] = {}  # first byte, end, first group, last group
+    written: dict[int, Buffer] = {}  # by slot: what lies there instead of the input
+    for time, kernels in enumerate(groups):
+        for buffer in [b for kernel in kernels for b in kernel.buffers]:
+            root = buffer.root
+            if root.kind == "temporary":
+                start = root.offset if root.word < 0 else offsets[root.word]
+                end = start + typical(root.reach, hints)
+                lives[id(root)] = start, end, lives.get(id(root), (0, 0, time, 0))[2], time
+            elif root.slot in written and written[root.slot] is not root:
+                raise InternalError(f"slot {root.slot} is read after it is written over")
+        for kernel in kernels:
+            if kernel.limit is None and kernel.out.root.kind == "input":
+                written[kernel.out.root.slot] = kernel.out.root
+    in_order = sorted(lives.values())
+    for n, (_, end, born, gone) in enumerate(in_order):
+        for start, _, first, last in in_order[n + 1 :]:
+            if start >= end:
+                break
+            if first <= gone and born <= last:
+                raise InternalError(f"two temporaries share byte {start}")
+
+
 def verify(fusion: Fusion) -> None:
     """Raise InternalError where a kernel of a fusion reads another element than its graph means."""
     _Verifier(fusion).run()
@@ -63,14 +92,14 @@ class _Verifier:
         self.writers: dict[int, list[Kernel]] = {}  # of the kernels before, by their memory
         self.numbers = {id(node): n for n, node in enumerate(fusion.graph.nodes)}
         self.meanings: dict[int, k.Expr | None] = {}
-        # Of gathers, whose kernels may compute them anew: they stand for what they are made of.
+        # Of gathers. A kernel may compute a position anew, so it is compared by what it is made of.
         self.positions = {node.inputs[1] for node in fusion.plan.nodes if kind(node).gather}
 
     def _computed(self) -> Iterator[tuple[Node, Buffer]]:
         """Nodes with memory of their own, and that memory."""
         for node in self.fusion.plan.nodes:
             buffer = self.fusion.buffers.get(id(node))
-            if buffer is not None and not self._is_alias(node):
+            if buffer is not None and not is_alias(node):
                 yield node, buffer
 
     def run(self) -> None:
@@ -95,9 +124,6 @@ class _Verifier:
         return typical(dim, self.fusion.hints)
 
     # ---- what the graph means ---------------------------------------------------------------
-
-    def _is_alias(self, node: Node) -> bool:
-        return kind(node).reshape and not only_ones_move(node)
 
     def _meaning(self, kernel: Kernel) -> k.Expr | None:
         """The node that a kernel is for, of elements of nodes that have memory. None for a part of
@@ -124,7 +150,7 @@ class _Verifier:
         if is_scalar_constant(node):
             value = node.op.array(node.type).reshape(-1)[0]  # type: ignore[attr-defined]
             return lambda *_: k.const(value, node.type.dtype)
-        if kind(node).leaf or node in self.fusion.plan.chosen or self._is_alias(node):
+        if kind(node).leaf or node in self.fusion.plan.chosen or is_alias(node):
             return lambda *indices: k.load(node, indices, node.type.dtype)
         if kind(node).reshape:
             return lambda *indices: self._through(node, indices)
@@ -139,7 +165,7 @@ class _Verifier:
 
     def _element(self, node: Node, place: Place) -> Number:
         """The element of a node, by the node that its memory belongs to."""
-        while self._is_alias(node):
+        while is_alias(node):
             (given,) = node.inputs
             place = _unravelled(self._linear(node.type.shape, place), self._shape(given))
             node = given

@@ -113,6 +113,12 @@ def plain_number(value: Any) -> Any:
 
 def host_array(value: Any) -> np.ndarray[Any, Any]:
     """numpy's array of a number, nested lists or an array."""
+    if isinstance(value, list | tuple) and _holds_gradient(value):
+        raise GraphError(
+            "a list becomes an array, which has no gradient",
+            "a list that holds a value with a gradient",
+            "dp.stack([...]) keeps the gradient; x.detach() gives it up",
+        )
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as problem:
@@ -132,6 +138,18 @@ def plain_array(value: Any) -> np.ndarray[Any, Any]:
     array = host_array(value)
     own = isinstance(value, float | list | tuple) and not isinstance(value, np.generic)
     return array.astype(np.float32) if own and array.dtype == np.float64 else array
+
+
+def _holds_gradient(rows: Sequence[Any]) -> bool:
+    """Whether nested lists hold a value that a gradient flows to."""
+    level = list(rows)
+    while level:
+        kinds = set(map(type, level))
+        if any(issubclass(kind, Operand) for kind in kinds):
+            return any(getattr(v, "requires_grad", False) for v in level)
+        nested = any(issubclass(kind, list | tuple) for kind in kinds)
+        level = [i for v in level if isinstance(v, list | tuple) for i in v] if nested else []
+    return False
 
 
 def _ragged(value: Any) -> str:
@@ -236,8 +254,8 @@ def weak_dtype(value: Any, other: DType, what: str) -> DType:
 
 
 def strength(value: Any) -> int:
-    """Who gives the dtype of two operands: a tensor or array before a number with a dtype, which
-    is numpy's, or an input that stands for one; that before a number of Python's."""
+    """Rank an operand: the stronger of two gives the dtype. A tensor or array is 2, a number of
+    numpy's or an input that stands for one 1, a number of Python's 0."""
     if isinstance(value, Operand):
         return 1 if value.weak else 2
     return 2 if not isinstance(value, NUMBERS) else 1 if isinstance(value, np.generic) else 0
