@@ -302,7 +302,7 @@ def test_a_failed_capture_restores_all_state():
 def test_backward_through_a_result_is_an_error():
     model = nn.Linear(6, 3)
     out = dp.compile(lambda x: model(x))(X)
-    with pytest.raises(GraphError, match="inside the function"):
+    with pytest.raises(GraphError, match="call backward inside it"):
         out.sum().backward()
 
 
@@ -715,3 +715,49 @@ def test_an_object_is_not_taken_for_one_that_ended():
     for compiled, make in ((scaled, Scale), (called, times)):
         found = [compiled(X, make(float(n))).numpy().tobytes() for n in range(1, 20)]
         assert found == [(X * np.float32(n)).tobytes() for n in range(1, 20)]
+
+
+class Holder:
+    """A value as an attribute."""
+
+    w = dp.tensor([1.0, 4.0], requires_grad=True)
+
+
+W = dp.tensor([1.0, 4.0], requires_grad=True)
+OUTSIDE = {
+    "a tensor of a module": (lambda p: W * p, ()),
+    "an attribute": (lambda p: Holder.w * p, ()),
+    "an argument": (lambda p, w: w * p, (W,)),
+    "a parameter as an argument": (lambda p, w: w * p, (dp.Parameter(W.numpy()),)),
+    "parameters in a list": (lambda p, ws: ws[0] * p, ([dp.Parameter(W.numpy())],)),
+    "a result of another function": (lambda p, w: w * p, (dp.compile(lambda: W * 2.0)(),)),
+}
+
+
+@pytest.mark.parametrize(("made", "given"), OUTSIDE.values(), ids=list(OUTSIDE))
+def test_a_gradient_that_a_program_cannot_give_is_an_error(made, given):
+    """The plain function adds it to the grad of the value; the program would leave it out."""
+    p = dp.Parameter(np.array([2.0, 3.0], np.float32))
+
+    def step(*given):
+        loss = made(p, *given).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(GraphError, match="is an argument or a value from outside") as caught:
+        dp.compile(step)(*given)
+    assert "test_capture.py" in str(caught.value) and p.grad is None
+    detached = dp.compile(lambda *given: made(p, *given).detach().sum())
+    assert detached(*given).item() in (14.0, 28.0)
+
+
+def test_partials_of_what_a_program_is_given():
+    p = dp.Parameter(np.array([2.0, 3.0], np.float32))
+    of = dp.compile(lambda w: dp.partials((w * p).sum(), [w])[0])
+    assert of(W).tolist() == [2.0, 3.0]
+
+    def frozen(w):
+        (w.detach() * p).sum().backward()
+
+    dp.compile(frozen)(W)
+    assert p.grad.tolist() == [1.0, 4.0]

@@ -68,6 +68,9 @@ def test_a_case_is_a_function_of_its_seed_and_its_text_reads_back():
         assert Case.parse(str(case)) == case
         assert is_sound(case)
     assert drawn(7, 0) != drawn(7, 1) != drawn(8, 1)
+    for text in ("", str(SUM).replace("'dynamic'", "'dynmic'")):
+        with pytest.raises(ValueError, match="no case"):
+            Case.parse(text)
 
 
 def test_cases_are_of_the_sizes_that_people_use():
@@ -95,6 +98,7 @@ def test_a_process_that_crashes_or_hangs_is_a_finding(child):
     assert found("v0 = dp.reshape(x0, (3,))") == ""  # refused by both
     ours = "v0 = (_ for _ in ()).throw(__import__('diptych.errors').errors.InternalError('ours'))"
     assert found(ours).startswith("InternalError")
+    assert found("v0 = dp.renamed(x0)").startswith("MissingNameError")
 
 
 def test_a_difference_names_the_result_and_the_place():

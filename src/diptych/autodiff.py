@@ -68,8 +68,8 @@ def was_released(node: Node) -> GraphError:
     return GraphError(
         "backward releases the history it went through; a compiled function hands out none",
         f"{node.type}",
-        "pass retain_graph=True to the first backward, or .detach() what it went through; call "
-        "backward inside the function",
+        "of a compiled function, call backward inside it; else pass retain_graph=True to the first "
+        "backward, or .detach() what it went through",
     )
 
 

@@ -128,7 +128,9 @@ def main() -> int:
     parser.add_argument("--case", help="check the case of this file alone")
     options = parser.parse_args()
     if options.case:
-        problem = Child().check(Path(options.case).read_text())
+        text = Path(options.case).read_text()
+        Case.parse(text)
+        problem = Child().check(text)
         print(problem or "the bits are the reference's")
         return bool(problem)
     hunt = Hunt(options)

@@ -22,7 +22,7 @@ import diptych.nn.functional as F
 from diptych import engine, optim
 from diptych.dtypes import as_dtype
 from diptych.dynamic import PANEL
-from diptych.errors import InternalError
+from diptych.errors import InternalError, MissingNameError
 from diptych.runtime.code import host_target
 
 Array = np.ndarray[Any, Any]
@@ -60,7 +60,10 @@ class Case:
                 lines.append(line)
             elif equals and name in known:
                 settings[name] = eval(value, {})
-        return Case(tuple(lines), **settings)
+        case = Case(tuple(lines), **settings)
+        if not case.body() or case.mode not in MODES:
+            raise ValueError(f"no case: mode {case.mode!r}, {len(case.body())} lines of a step")
+        return case
 
     def leaves(self, letter: str) -> list[tuple[str, str]]:
         """(name, expression) of the inputs, `x`, or of the parameters, `w`."""
@@ -356,8 +359,8 @@ def check(case: Case) -> str:
     found, problem = tried(case, "cpu")
     forget()
     if found is None or expected is None:
-        refused = isinstance(problem, dp.DiptychError) and not isinstance(problem, InternalError)
-        if type(problem) is type(refusal) and refused:
+        ours = isinstance(problem, InternalError | MissingNameError)
+        if type(problem) is type(refusal) and isinstance(problem, dp.DiptychError) and not ours:
             return ""
         device = "cpu" if problem else "reference alone"
         error = problem or refusal

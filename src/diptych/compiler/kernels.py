@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from diptych.compiler.tiling import Tile
-from diptych.dtypes import Dimension, DType, Shape, TensorType, i64
+from diptych.dtypes import Dimension, DType, Shape, TensorType
 from diptych.graph.node import Node
-from diptych.kernel.expr import Expr, binary, const, walk
+from diptych.kernel.expr import Expr, binary, walk
 from diptych.lazy import lazy
 
 
@@ -78,15 +78,16 @@ class Buffer:
             last = last + (size - 1) * step
         return (last + 1) * self.dtype.bytes
 
-    def address(self, indices: Sequence[Expr]) -> Expr:
-        """How many elements behind its start an element of the tensor lies."""
-        total: Expr = const(0, i64)
+    def address(self, indices: Sequence[Any]) -> Any:
+        """How many elements behind its start an element lies; indices are expressions or ints."""
+        total: Any = 0
         for index, stride in zip(indices, self.strides, strict=True):
-            total = total + index * stride
+            total = index * stride + total
         if self.panels is None:
             return total
-        panel = binary("div", indices[self.panels.axis], self.panels.width)
-        return total + panel * (self.panels.step - self.panels.width)
+        column, width = indices[self.panels.axis], self.panels.width
+        panel = binary("div", column, width) if isinstance(column, Expr) else column // width
+        return panel * (self.panels.step - width) + total
 
     @lazy
     def flat(self) -> Buffer:

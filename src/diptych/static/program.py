@@ -8,10 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from diptych.autodiff import seen
 from diptych.dtypes import Dim, DType, TensorType, as_dtype
-from diptych.errors import FeedError, FrozenValueError, ObservedWhileRecording, StartupError
+from diptych.errors import (
+    FeedError,
+    FrozenValueError,
+    GraphError,
+    ObservedWhileRecording,
+    StartupError,
+)
 from diptych.generator import default_generator
-from diptych.graph.node import Input, Node, Operator, constant_node, input_node, walk
+from diptych.graph.node import Constant, Input, Node, Operator, constant_node, input_node, walk
 from diptych.graph.record import LOCAL, author_line, current
 from diptych.ops.base import Composite, whole, with_dims
 from diptych.ops.elementwise import stop_gradient
@@ -108,7 +115,9 @@ class Program(TensorRecorder):
         if handle.recorder is self:
             return handle.node  # type: ignore[no-any-return]
         if handle.recorder is default_panel():
-            return constant_node(handle.recorder.observe(handle), handle.dtype, author_line())
+            node = constant_node(handle.recorder.observe(handle), handle.dtype, author_line())
+            node.needs_grad = self.grad_enabled and handle.requires_grad
+            return node
         raise FeedError(
             "a program uses its own tensors and parameters",
             f"{handle.type} belongs to another program",
@@ -177,6 +186,19 @@ class Program(TensorRecorder):
         node.leaf, node.needs_grad, node.owner = True, old.needs_grad, old.owner
         self.present[id(parameter)] = node
         self.version += 1
+
+    def backward(self, tensor: Tensor, grad: Any, retain_graph: bool) -> None:
+        """Add gradients to the parameters. A value from outside cannot receive one: refuse it."""
+        for node in seen(self.node_of(tensor)):
+            given = isinstance(node.op, Constant) or (self.captured and isinstance(node.op, Input))
+            if given and node.needs_grad and not node.leaf:
+                raise GraphError(
+                    "backward in a program gives gradients to the parameters that it reads, alone",
+                    f"{node.type} has requires_grad, and is an argument or a value from outside",
+                    "dp.partials(loss, [x]) gives its gradient, .detach() leaves it out; read a "
+                    "Parameter through its layer or a variable",
+                )
+        super().backward(tensor, grad, retain_graph)
 
     def get_grad(self, handle: Tensor) -> Tensor | None:
         if id(handle) in self.grads:
