@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m diptych digits --mode all --epochs 5 --seed 0
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check src tests scripts benchmarks docs examples

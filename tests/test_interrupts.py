@@ -29,6 +29,12 @@ PACKAGE = str(Path(dp.__file__).parent)
 pytestmark = pytest.mark.usefixtures("natively")
 
 
+@pytest.fixture(autouse=True)
+def unverified(monkeypatch):
+    """An interrupt at every function of a compile; the verifier's are many, and are the tests'."""
+    monkeypatch.setenv("DIPTYCH_VERIFY", "0")
+
+
 class Trainer:
     def __init__(self, rule, steps):
         self.model = network(6, 5, 3)
