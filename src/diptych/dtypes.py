@@ -296,3 +296,20 @@ def broadcast_shapes(a: Shape, b: Shape, what: str) -> Shape:
                 "reshape one side, or add an axis with x[:, None]",
             )
     return tuple(result)
+
+
+def row_major(shape: Shape) -> Shape:
+    """The strides, in elements, of memory whose last axis is innermost."""
+    strides: list[Dimension] = []
+    step: Dimension = 1
+    for d in reversed(shape):
+        strides.append(step)
+        step = step * d
+    return tuple(reversed(strides))
+
+
+def innermost_strides(shape: Shape, axis: int) -> Shape:
+    """Row-major strides but for one axis, which is innermost in memory."""
+    order = [n for n in range(len(shape)) if n != axis] + [axis]
+    steps = dict(zip(order, row_major(tuple(shape[n] for n in order)), strict=True))
+    return tuple(steps[n] for n in range(len(shape)))

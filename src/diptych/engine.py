@@ -14,11 +14,10 @@ import numpy as np
 
 from diptych import compiles, config, interpret
 from diptych.compiler import ENTRY
-from diptych.compiler.kernels import row_major
 from diptych.compiler.loop import LOOP_ENTRY, Loop, emit_loop
 from diptych.compiler.sizes import NO_HINTS
 from diptych.compiler.target import Target
-from diptych.dtypes import Dim, Dimension, Shape, bind, symbols
+from diptych.dtypes import Dim, Dimension, Shape, bind, row_major, symbols
 from diptych.errors import DeviceError, InternalError
 from diptych.graph.node import Graph
 from diptych.graph.rewrite import specialise

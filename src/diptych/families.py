@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diptych import engine
-from diptych.compiler.kernels import row_major
 from diptych.compiler.simplify import simplify
-from diptych.dtypes import Dim, Dimension, Shape, TensorType, bind
+from diptych.dtypes import Dim, Dimension, Shape, TensorType, bind, row_major
 from diptych.errors import DiptychError, InternalError
 from diptych.graph.node import Constant, Graph, Input, Node
 from diptych.ops.reduce import Extent

@@ -15,15 +15,22 @@ from diptych.compiler.kernels import (
     Kernel,
     Panels,
     index_names,
-    innermost_strides,
-    row_major,
 )
 from diptych.compiler.materialise import Materialise, is_alias, kind, only_ones_move
 from diptych.compiler.simplify import is_scalar_constant
 from diptych.compiler.sizes import NO_HINTS, typical
 from diptych.compiler.target import LINE, Target
 from diptych.compiler.tiling import NEAREST, choose_tile
-from diptych.dtypes import Dim, Dimension, Shape, TensorType, i64, product
+from diptych.dtypes import (
+    Dim,
+    Dimension,
+    Shape,
+    TensorType,
+    i64,
+    innermost_strides,
+    product,
+    row_major,
+)
 from diptych.errors import InternalError
 from diptych.graph.node import Constant, Graph, Node, Source
 from diptych.kernel import expr as k

@@ -235,19 +235,3 @@ def structure(kernel: Kernel) -> Hashable:
         found = kernel.shape, kernel.limit, kernel.choice, number, forms, kernel.form.parts
         kernel.form.known[key] = found
     return found
-
-
-def row_major(shape: Shape) -> Shape:
-    strides: list[Dimension] = []
-    step: Dimension = 1
-    for d in reversed(shape):
-        strides.append(step)
-        step = step * d
-    return tuple(reversed(strides))
-
-
-def innermost_strides(shape: Shape, axis: int) -> Shape:
-    """Row-major strides but for one axis, which is innermost in memory."""
-    order = [n for n in range(len(shape)) if n != axis] + [axis]
-    steps = dict(zip(order, row_major(tuple(shape[n] for n in order)), strict=True))
-    return tuple(steps[n] for n in range(len(shape)))
