@@ -9,12 +9,15 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: demo test check verify-math fuzz bench
+.PHONY: demo test test-slow check verify-math fuzz bench
 demo: $(VENV)/ready
 	$(BIN)/python -m diptych digits --mode all --epochs 5 --seed 0
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check src tests scripts benchmarks docs examples

@@ -105,7 +105,9 @@ def main(at_end):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
 @pytest.mark.parametrize("at_end", [True, False])
-@pytest.mark.parametrize("level", ["native", "x86-64", "x86-64-v3"])
+@pytest.mark.parametrize(
+    "level", ["native", *[pytest.param(n, marks=pytest.mark.slow) for n in ("x86-64", "x86-64-v3")]]
+)
 def test_nothing_outside_is_touched(level, at_end):
     try:
         host_target(level)

@@ -86,6 +86,7 @@ def test_public_names_are_documented():
             assert value.__doc__, name
 
 
+@pytest.mark.slow
 def test_the_comparison_is_built_from_nothing(tmp_path, monkeypatch):
     """On the bundled digits; the page in docs/ is built on MNIST by the same script."""
     script = ROOT / "docs" / "comparison.py"

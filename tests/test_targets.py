@@ -293,6 +293,7 @@ def every_case():
 
 
 @pytest.mark.parametrize("target", ["x86-64", "x86-64-v2", "aarch64"])
+@pytest.mark.slow
 def test_what_is_exported_needs_nothing_else(target, tmp_path):
     if target != "aarch64" and not (HOST.triple.startswith("x86_64") and supported(target)):
         pytest.skip(f"not a level of this machine: {target}")
