@@ -37,11 +37,11 @@ class ContractionEmitter(KernelEmitter):
     def __init__(
         self, kernel: Kernel, target: Target, declare: set[str], number: int, table: SizeTable
     ) -> None:
-        super().__init__(kernel, target, declare, number, table)
         choice = kernel.choice
         if choice is None:
             raise InternalError(f"no choice of tiles for {kernel.node!r}")
         self.choice = choice
+        super().__init__(kernel, target, declare, number, table)
         (self.fold,) = self.folds
         self.terms = self.sizes.typical(product(loop.extent for loop in self.fold.attr[1]))
         self.vector, self.row, self.outer = choice.vector, choice.row, choice.outer
@@ -56,8 +56,7 @@ class ContractionEmitter(KernelEmitter):
 
     def _readable(self, value: k.Expr) -> k.Expr:
         """The value as it is: panels are read a tile a panel, by vectors along them."""
-        choice = self.kernel.choice
-        assert choice is not None
+        choice = self.choice
         for load in [e for e in k.walk([value]) if e.op == "load" and e.attr.panels is not None]:
             along = step_along(load, self.kernel.indices[choice.vector], self.affine_memo)
             width = choice.tile.columns * self.target.lanes
